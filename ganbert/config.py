@@ -1,0 +1,233 @@
+"""The typed run configuration (`run.yaml`) and the recipe folder that carries it.
+
+Everything that DeepSpeed owns (optimiser, schedule, precision, micro-batch, accumulation, ZeRO,
+activation checkpointing) stands in the recipe's `generator.json` and `discriminator.json` and
+nowhere else; everything else stands here. An unknown key is an error that names the nearest
+valid one, because a mistyped key that silently falls back to a default costs a training run.
+"""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ganbert.errors import ConfigError
+
+
+class Strict(BaseModel):
+    """Base of every configuration section: immutable, no unknown keys, no coercion surprises."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Grid(Strict):
+    """A voxel grid. Axes are (D, H, W) = (posterior to anterior, inferior to superior, left to right).
+
+    Attributes
+    ----------
+    shape : voxels along (D, H, W)
+    spacing_mm : edge of a voxel along (D, H, W), mm
+    """
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+
+    @property
+    def extent_mm(self) -> tuple[float, float, float]:
+        """Field of view along (D, H, W), mm."""
+        d, h, w = (n * s for n, s in zip(self.shape, self.spacing_mm, strict=True))
+        return (d, h, w)
+
+
+# Shin et al. 2020, Fig. 1: T1 of 256^3, PET of N x 93 x 76 x 76. Spacings: design decision.
+PAPER_MRI_GRID = Grid(shape=(256, 256, 256), spacing_mm=(1.0, 1.0, 1.0))
+PAPER_PET_GRID = Grid(shape=(93, 76, 76), spacing_mm=(2.0, 2.0, 2.0))
+# Half the paper's resolution over the same field of view: every layer of the full-size network
+# is exercised at an eighth of the cost.
+DEMO_MRI_GRID = Grid(shape=(128, 128, 128), spacing_mm=(2.0, 2.0, 2.0))
+DEMO_PET_GRID = Grid(shape=(47, 38, 38), spacing_mm=(4.0, 4.0, 4.0))
+# For tests only.
+TINY_MRI_GRID = Grid(shape=(32, 32, 32), spacing_mm=(8.0, 8.0, 8.0))
+TINY_PET_GRID = Grid(shape=(12, 10, 10), spacing_mm=(16.0, 16.0, 16.0))
+GRIDS: dict[str, tuple[Grid, Grid]] = {
+    "paper": (PAPER_MRI_GRID, PAPER_PET_GRID),
+    "demo": (DEMO_MRI_GRID, DEMO_PET_GRID),
+    "tiny": (TINY_MRI_GRID, TINY_PET_GRID),
+}
+NUM_FRAMES = 2
+
+
+class GeneratorConfig(Strict):
+    """The U-Net-like generator (paper, section 4.1)."""
+
+    channels: tuple[int, ...] = (16, 32, 64, 128, 256)
+    activation: Literal["tanhshrink", "tanh", "linear"] = "tanhshrink"
+
+
+class DiscriminatorConfig(Strict):
+    """BERT as the adversary (paper, section 4.2); the sizes default to BERT-base."""
+
+    kind: Literal["bert"] = "bert"
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    masked_fraction_mri: float = Field(default=0.05, gt=0.0, lt=1.0)
+    masked_fraction_pet: float = Field(default=0.25, gt=0.0, lt=1.0)
+    gradient: Literal["none", "straight_through"] = "straight_through"
+    embedding_init: Literal["normal", "ordinal"] = "ordinal"
+
+
+class LossConfig(Strict):
+    """Weights of Eq. 1 (paper: 20, 1, 20) and what keeps the game stable."""
+
+    nsp: float = Field(default=20.0, ge=0.0)
+    mlm: float = Field(default=1.0, ge=0.0)
+    l1: float = Field(default=20.0, ge=0.0)
+    # Norm of the adversarial gradient at the generator's output, at most this share of L1's.
+    # None leaves it as it comes, as in the paper.
+    max_adversarial_ratio: float | None = Field(default=None, gt=0.0)
+
+
+class RunConfig(Strict):
+    """Everything that `run.yaml` may say."""
+
+    seed: int = 0
+    max_steps: int = Field(gt=0, description="optimiser steps")
+    # None: as paper, section 3.1. "auto": the value that `prepare` suggests for the cohort.
+    intensity_ratio: float | Literal["auto"] = 0.1
+    checkpoint_every: int = Field(default=500, gt=0, description="optimiser steps")
+    keep_checkpoints: int = Field(default=3, gt=0)
+    metrics_port: int = Field(default=9808, ge=0, le=65535, description="0: any free port")
+    generator: GeneratorConfig = GeneratorConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    losses: LossConfig = LossConfig()
+
+
+class Recipe(Strict):
+    """One folder under `ds_configs/`: run.yaml + generator.json + discriminator.json.
+
+    Attributes
+    ----------
+    run : the typed run configuration
+    generator_engine, discriminator_engine : the DeepSpeed configurations, as they stand in JSON
+    """
+
+    run: RunConfig
+    generator_engine: dict[str, Any]
+    discriminator_engine: dict[str, Any]
+
+
+def _valid_keys(path: tuple[int | str, ...]) -> list[str]:
+    model: Any = RunConfig
+    for name in path:
+        model = model.model_fields[str(name)].annotation
+    return list(model.model_fields)
+
+
+def _first_problem(path: Path, error: ValidationError) -> ConfigError:
+    problem = error.errors()[0]
+    location = problem["loc"]
+    name = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        valid = _valid_keys(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), valid, n=1, cutoff=0.5)
+        remedy = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(valid)}"
+        return ConfigError(path, expected="known keys only", found=f"'{name}'", remedy=remedy)
+    found = "nothing" if problem["type"] == "missing" else repr(problem["input"])
+    return ConfigError(path, expected=f"{name}: {problem['msg']}", found=found, remedy=f"mend '{name}'")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            path,
+            expected="a readable file of the recipe",
+            found=getattr(error, "strerror", None) or "bytes that are not text",
+            remedy="a recipe folder holds run.yaml, generator.json and discriminator.json",
+        ) from error
+
+
+def load_run_config(path: Path) -> RunConfig:
+    """Read `run.yaml`.
+
+    Raises
+    ------
+    ConfigError
+        If it is missing, not YAML, has an unknown key, or a value of the wrong type or range.
+    """
+    try:
+        content = yaml.safe_load(_read_text(path))
+    except yaml.YAMLError as error:
+        found = " ".join(str(error).split())
+        raise ConfigError(path, expected="YAML", found=found, remedy="mend the syntax") from error
+    if not isinstance(content, dict):
+        found = type(content).__name__
+        raise ConfigError(path, expected="a mapping", found=found, remedy="write 'key: value' lines")
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise _first_problem(path, error) from error
+
+
+def _load_engine_config(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise ConfigError(path, expected="JSON", found=str(error), remedy="mend the syntax") from error
+    if not isinstance(content, dict):
+        found = type(content).__name__
+        raise ConfigError(path, expected="a JSON object", found=found, remedy="see ds_configs/demo")
+    return content
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe folder, or the folder that holds the given `run.yaml`.
+
+    Raises
+    ------
+    ConfigError
+        If a file is missing or wrong.
+    """
+    folder = path.parent if path.suffix in (".yaml", ".yml") else path
+    run_file = path if path.suffix in (".yaml", ".yml") else folder / "run.yaml"
+    return Recipe(
+        run=load_run_config(run_file),
+        generator_engine=_load_engine_config(folder / "generator.json"),
+        discriminator_engine=_load_engine_config(folder / "discriminator.json"),
+    )
+
+
+class ModelCard(Strict):
+    """What an exported generator needs besides its weights (`generator.json`).
+
+    Attributes
+    ----------
+    intensity_ratio : of paper section 3.1; restores the original unit from the MRI's statistics
+    unit : unit of the synthesised PET
+    data_range : (low, high) in `unit`, the declared range of PSNR and SSIM
+    frame_start_s, frame_duration_s : of the synthesised frames, s after injection
+    num_steps, num_training_rows, index_sha256 : the training that made the weights
+    """
+
+    format_version: int = 1
+    ganbert_version: str
+    generator: GeneratorConfig
+    mri_grid: Grid
+    pet_grid: Grid
+    intensity_ratio: float
+    tracer: str
+    unit: str
+    data_range: tuple[float, float]
+    frame_start_s: tuple[float, ...]
+    frame_duration_s: tuple[float, ...]
+    num_steps: int
+    num_training_rows: int
+    index_sha256: str
+    weights_sha256: str

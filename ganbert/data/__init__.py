@@ -1,0 +1,1 @@
+"""From disk to batches: nouns, NIfTI, layouts, index, DALI graphs, loader, phantom."""

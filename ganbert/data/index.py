@@ -1,0 +1,139 @@
+"""The index: what `prepare` decided, in writing, as JSON beside the cache.
+
+Data decides once. The rows, the subject-level split, the statistics, the checksums and the versions
+that produced them stand here; training, evaluation and the exported model read them and compute
+nothing again.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ganbert.config import Grid
+from ganbert.errors import DatasetError
+
+INDEX_NAME = "index.json"
+SCHEMA_VERSION = 1
+Split = Literal["train", "val", "test"]
+AffineRows = tuple[tuple[float, float, float, float], ...]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CachedImage(_Entry):
+    """One NIfTI of the cache.
+
+    Attributes
+    ----------
+    path : relative to the folder of the index
+    affine : tensor index (d, h, w, 1) to RAS+ mm
+    sha256 : of the whole file
+    mean, std, minimum, maximum, p999 : of all voxels, in the image's unit (p999: 99.9th percentile)
+    """
+
+    path: str
+    affine: AffineRows
+    sha256: str
+    mean: float
+    std: float
+    minimum: float
+    maximum: float
+    p999: float
+
+
+class Row(_Entry):
+    """One MRI and PET pair in the cache.
+
+    Attributes
+    ----------
+    mri : (1, D, H, W) uint8, 0..255, on the MRI grid
+    pet : (T, D, H, W) float32, in `unit`, on the PET grid
+    truth : noise-free PET on the PET grid, where the dataset has it
+    dseg : region labels (1, D, H, W) on the PET grid, where the dataset has them
+    sources : paths of the original images, relative to the dataset
+    """
+
+    subject: str
+    session: str | None
+    tracer: str
+    unit: str
+    split: Split
+    frame_start_s: tuple[float, ...]
+    frame_duration_s: tuple[float, ...]
+    mri: CachedImage
+    pet: CachedImage
+    truth: CachedImage | None
+    dseg: CachedImage | None
+    sources: tuple[str, ...]
+
+
+class Index(_Entry):
+    """A whole prepared cohort.
+
+    Attributes
+    ----------
+    mri_grid, pet_grid : concentric grids, centred on each subject's head
+    intensity_ratio : suggested per tracer, so that the tokens of the training PETs fill the vocabulary
+    versions : of the packages that wrote the cache
+    """
+
+    schema_version: int
+    mri_grid: Grid
+    pet_grid: Grid
+    intensity_ratio: dict[str, float]
+    rows: tuple[Row, ...]
+    versions: dict[str, str]
+
+    def select(self, split: Split) -> list[Row]:
+        """Rows of one split, in the order of the index."""
+        return [row for row in self.rows if row.split == split]
+
+
+def index_path(path: Path) -> Path:
+    """Return the index file for a prepared folder or for the file itself."""
+    return path / INDEX_NAME if path.is_dir() else path
+
+
+def load_index(path: Path) -> Index:
+    """Read the index of a prepared folder.
+
+    Raises
+    ------
+    DatasetError
+        If it is missing, not an index, or of another schema version.
+    """
+    file = index_path(path)
+    remedy = "run `ganbert prepare` first and give its output folder"
+    try:
+        index = Index.model_validate_json(file.read_text())
+    except OSError as error:
+        found = error.strerror or type(error).__name__
+        raise DatasetError(file, expected="an index", found=found, remedy=remedy) from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        found = str(error).splitlines()[0]
+        raise DatasetError(file, expected="a valid index", found=found, remedy=remedy) from error
+    if index.schema_version != SCHEMA_VERSION:
+        found = f"version {index.schema_version}"
+        expected = f"schema version {SCHEMA_VERSION}"
+        raise DatasetError(file, expected=expected, found=found, remedy="run `ganbert prepare` again")
+    return index
+
+
+def save_index(index: Index, folder: Path) -> Path:
+    """Write the index into `folder`, whole or not at all."""
+    file = folder / INDEX_NAME
+    temporary = file.with_suffix(".json.tmp")
+    temporary.write_text(index.model_dump_json(indent=1) + "\n")
+    os.replace(temporary, file)
+    return file
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,77 @@
+"""The errors that a user can cause, and the exit codes that every command keeps to.
+
+A `GanbertError` says in one line where it happened, what was expected, what was found and what
+to do. `one_line_errors` turns it into that line on stderr and exit code 2; any other exception
+is a bug and keeps its traceback.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+EXIT_USER_ERROR = 2
+# EX_TEMPFAIL of sysexits.h: training was interrupted, its state is saved, run it again.
+EXIT_INTERRUPTED = 75
+
+
+class GanbertError(Exception):
+    """A mistake that the user can mend.
+
+    Parameters
+    ----------
+    where : path, option or object at which the problem was seen
+    expected : what should have been there
+    found : what was there instead
+    remedy : what to do about it, as an imperative
+    """
+
+    def __init__(self, where: object, *, expected: str, found: str, remedy: str) -> None:
+        self.where = where
+        self.expected = expected
+        self.found = found
+        self.remedy = remedy
+        super().__init__(where, expected, found, remedy)
+
+    def __str__(self) -> str:
+        text = f"{self.where}: expected {self.expected}, found {self.found}; {self.remedy}"
+        return " ".join(text.split())
+
+
+class ConfigError(GanbertError):
+    """A recipe, option or configuration value is wrong."""
+
+
+class ImageError(GanbertError):
+    """An image file cannot be read, or is not what its place demands."""
+
+
+class DatasetError(GanbertError):
+    """A dataset, cache or index lacks something, or contradicts itself."""
+
+
+class OutputError(GanbertError):
+    """A result cannot be written where it was asked for."""
+
+
+class CheckpointError(GanbertError):
+    """A checkpoint or an exported model is missing, torn or does not fit."""
+
+
+class PlatformError(GanbertError):
+    """The machine or its software lacks something that the command needs."""
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Print a `GanbertError` as one line on stderr and leave with its exit code.
+
+    Under a launcher every rank runs this; the prefix says whose line it is.
+    """
+    try:
+        yield
+    except GanbertError as error:
+        rank = os.environ.get("RANK")
+        prefix = f"ganbert: rank {rank}" if rank is not None else "ganbert"
+        print(f"{prefix}: error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_USER_ERROR) from None

@@ -1,0 +1,1 @@
+"""The networks of the paper: generator, token summary, vocabulary, BERT."""

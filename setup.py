@@ -1,0 +1,74 @@
+"""Metadata and dependencies; tool settings stand in pyproject.toml, exact versions in constraints.txt.
+
+The lower bounds below are what the code needs; `constraints.txt` holds the versions that are tested
+together. NVIDIA apex is used where it is installed, and is never a requirement: the project called
+"apex" on the Python index is another one.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "([^"]+)"', (ROOT / "ganbert" / "__init__.py").read_text(), re.MULTILINE
+)[1]
+
+setup(
+    name="ganbert",
+    version=VERSION,
+    description="Synthesise PET from T1-weighted MRI with a GAN whose discriminator is BERT",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["ganbert", "ganbert.*"]),
+    package_data={"ganbert": ["py.typed", "templates/*"]},
+    install_requires=[
+        "torch>=2.6",
+        "deepspeed>=0.19",
+        "transformers>=5.0",
+        "ninja",  # compiles DeepSpeed's operations on first use
+        "setuptools>=77.0.3",  # torch.utils.cpp_extension imports it
+        "nibabel>=5.3",
+        "numpy>=2.0",
+        "scipy>=1.14",
+        "nilearn>=0.12",  # carries the MNI152 maps that the phantom is made from
+        "pybids>=0.19",
+        "prometheus-client>=0.21",
+        "pydantic>=2.9",
+        "PyYAML>=6.0",
+        "safetensors>=0.5",
+        "torchmetrics>=1.6",
+        "typer>=0.15",
+        "rich>=13.9",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+    ],
+    extras_require={
+        # Exactly one of these two; both stream on the CPU when there is no GPU.
+        "cuda12": ["nvidia-dali-cuda120>=1.50"],
+        "cuda13": ["nvidia-dali-cuda130>=1.51"],
+        "dev": [
+            "pytest>=9.0",
+            "pytest-timeout>=2.3",
+            "hypothesis>=6.100",
+            "ruff>=0.12",
+            "mypy>=1.15",
+            "pre-commit>=4.0",
+            "bids-validator-deno>=2.0",
+        ],
+    },
+    entry_points={"console_scripts": ["ganbert=ganbert.cli:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+        "Typing :: Typed",
+    ],
+)

@@ -1,0 +1,106 @@
+"""The terms of Eq. 1, one function each, their registry and the weighted sum.
+
+    G* = w_nsp arg min_G max_D L_cGAN(G, D) + w_mlm L_MLM(G) + w_l1 L_L1(G)      (1)
+
+To add a term, write a function and enter it in `TERMS`; tests over the registry then cover it.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, l1_loss
+
+# As in BERT's own next-sentence prediction: class 0 is the true continuation.
+REAL, GENERATED = 0, 1
+
+
+def l1(pet_fake: Tensor, pet_real: Tensor) -> Tensor:
+    """Mean absolute error over all voxels and both frames.
+
+    Parameters
+    ----------
+    pet_fake, pet_real : Tensor (N, 2, D, H, W), float32, normalised
+
+    Source: Shin et al. 2020, Eq. 1, L_L1(G).
+    """
+    return l1_loss(pet_fake, pet_real)
+
+
+def nsp(nsp_logits: Tensor, label: int) -> Tensor:
+    """Cross-entropy of "next sentence": is this PET real (0) or generated (1)?
+
+    Parameters
+    ----------
+    nsp_logits : Tensor (N, 2), float32
+    label : the class asked for. BERT asks for the truth; the generator asks for `REAL` where the
+        PET is generated (the non-saturating form of the minimax game: design decision).
+
+    Source: Shin et al. 2020, Eq. 1, L_cGAN(G, D); section 4.2 "Next Sentence Prediction".
+    """
+    return cross_entropy(nsp_logits, torch.full_like(nsp_logits[:, 0], label, dtype=torch.long))
+
+
+def mlm(mlm_logits: Tensor, mlm_labels: Tensor) -> Tensor:
+    """Cross-entropy of the masked tokens.
+
+    Parameters
+    ----------
+    mlm_logits : Tensor (N, M, V), float32
+    mlm_labels : Tensor (N, M), int64; ids of the real images
+
+    Source: Shin et al. 2020, Eq. 1, L_MLM(G); section 4.2 "Masked Language Model".
+    """
+    return cross_entropy(mlm_logits.flatten(0, 1), mlm_labels.flatten())
+
+
+TERMS: dict[str, Callable[..., Tensor]] = {"l1": l1, "nsp": nsp, "mlm": mlm}
+
+
+def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Sum of `weights[name] * terms[name]`.
+
+    Raises
+    ------
+    KeyError
+        If a term has no weight.
+    """
+    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+
+
+class _SplitGradient(torch.autograd.Function):
+    """Identity to two readers; joins their gradients, the second held to a share of the first."""
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor, max_ratio: float) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def, override]
+        ctx.max_ratio = max_ratio
+        return tensor.clone(), tensor.clone()
+
+    @staticmethod
+    def backward(ctx, first: Tensor, second: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def, override]
+        dims = tuple(range(1, first.ndim))
+        allowed = ctx.max_ratio * first.norm(dim=dims, keepdim=True)
+        actual = second.norm(dim=dims, keepdim=True)
+        share = torch.where(actual > allowed, allowed / actual, torch.ones_like(actual))
+        return first + share * second, None
+
+
+def hold_adversary(pet_fake: Tensor, max_ratio: float | None) -> tuple[Tensor, Tensor]:
+    """Give the generator's output to L1 and to the adversary, and bound the adversary's pull.
+
+    Parameters
+    ----------
+    pet_fake : Tensor (N, 2, D, H, W)
+    max_ratio : for each sample, the norm of the adversary's gradient is scaled down to this share
+        of L1's where it is larger. None leaves both as they come.
+
+    Returns
+    -------
+    The tensor twice: for the L1 term, for the adversarial terms.
+
+    Source: design decision after the adaptive weight of VQGAN (Esser et al. 2021, Eq. 7), as a
+    bound and at the generator's output, which needs no second backward pass and no loss scale.
+    """
+    if max_ratio is None:
+        return pet_fake, pet_fake
+    return _SplitGradient.apply(pet_fake, max_ratio)  # type: ignore[no-any-return, no-untyped-call]

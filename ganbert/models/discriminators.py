@@ -1,0 +1,83 @@
+"""The adversaries, one class each, and their registry.
+
+A discriminator takes images and returns a `Judgement`; how it looks at them is its own business.
+To add one, write a class with the same `forward` and enter it in `DISCRIMINATORS`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ganbert.config import DiscriminatorConfig
+from ganbert.models.bert import IntensityBert, sample_masked_positions
+from ganbert.models.summary import summarise_mri, summarise_pet
+from ganbert.models.vocabulary import values_to_ids
+
+
+class Judgement(NamedTuple):
+    """What a discriminator says about a batch.
+
+    Attributes
+    ----------
+    nsp_logits : Tensor (N, 2), float32; class 0 real, class 1 generated
+    mlm_logits : Tensor (N, M, V), float32
+    mlm_labels : Tensor (N, M), int64; ids of the MRI and of the *real* PET
+    """
+
+    nsp_logits: Tensor
+    mlm_logits: Tensor
+    mlm_labels: Tensor
+
+
+class BertDiscriminator(nn.Module):
+    """Both images summarised to tokens and read by BERT.
+
+    Forward
+    -------
+    mri : Tensor (N, 1, D, H, W), normalised
+    pet : Tensor (N, 2, D, H, W), normalised; the PET to judge, real or generated
+    pet_real : Tensor (N, 2, D, H, W), normalised; what the masked tokens should have been
+    masked_positions : Tensor (N, M), int64, of `sample_masks`
+
+    Source: Shin et al. 2020, section 4.2, Fig. 3. For a generated PET the labels of the masked
+    tokens are those of the real one ("BERT is tasked to predict the real PET numbers").
+    """
+
+    def __init__(self, config: DiscriminatorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.bert = IntensityBert(config)
+
+    def sample_masks(self, num_rows: int, generator: torch.Generator) -> Tensor:
+        """Choose what to mask for `num_rows` sequences: Tensor (N, M), int64."""
+        fractions = (self.config.masked_fraction_mri, self.config.masked_fraction_pet)
+        return sample_masked_positions(num_rows, *fractions, generator)
+
+    def forward(
+        self, mri: Tensor, pet: Tensor, pet_real: Tensor, masked_positions: Tensor
+    ) -> Judgement:
+        """Judge `pet`, given `mri`."""
+        mri_values = summarise_mri(mri)
+        output = self.bert(mri_values, summarise_pet(pet), masked_positions)
+        with torch.no_grad():
+            labels = self._labels(mri_values, summarise_pet(pet_real), masked_positions)
+        return Judgement(output.nsp_logits, output.mlm_logits, labels)
+
+    @staticmethod
+    def _labels(mri_values: Tensor, pet_values: Tensor, masked_positions: Tensor) -> Tensor:
+        # Specials are never masked, so what stands at their positions does not matter.
+        special = torch.zeros_like(mri_values[:, :1])
+        values = torch.cat((special, mri_values, special, pet_values, special), dim=1)
+        return values_to_ids(values).gather(1, masked_positions)
+
+
+DISCRIMINATORS: dict[str, Callable[[DiscriminatorConfig], BertDiscriminator]] = {
+    "bert": BertDiscriminator,
+}
+
+
+def build_discriminator(config: DiscriminatorConfig) -> BertDiscriminator:
+    """Build the discriminator that the configuration names."""
+    return DISCRIMINATORS[config.kind](config)

@@ -45,7 +45,8 @@ setup(
         "typer>=0.15",
         "rich>=13.9",
         "jinja2>=3.1",
-        "matplotlib>=3.9",
+        "matplotlib>=3.10",
+        "pillow>=10.0",
     ],
     extras_require={
         # Exactly one of these two; both stream on the CPU when there is no GPU.
@@ -59,6 +60,7 @@ setup(
             "mypy>=1.15",
             "pre-commit>=4.0",
             "bids-validator-deno>=2.0",
+            "playwright>=1.40",  # drives the installed Chromium
         ],
     },
     entry_points={"console_scripts": ["ganbert=ganbert.cli:main"]},

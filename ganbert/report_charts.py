@@ -1,0 +1,223 @@
+"""The charts of the report: loss curves, histograms and the comparison by subject, as inline SVG.
+
+matplotlib draws them with stand-in colours that are then replaced by CSS variables, so that the
+page's light and dark mode, and print, apply to charts as to the text around them. Text stays text.
+
+One floor below `report.py`: it knows arrays, not runs. The brain panels are in `report_figures.py`.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+MAX_POINTS = 400
+HISTOGRAM_BINS = 80
+CHART_INCHES = (5.2, 3.0)
+
+# Stand-ins, and the CSS variables that replace them. Blue and vermillion: Okabe and Ito.
+INK, FAINT, GRID = "#010101", "#020202", "#030303"
+FIRST, SECOND, THIRD = "#040404", "#050505", "#060606"
+_CSS = {
+    INK: "var(--ink)",
+    FAINT: "var(--muted)",
+    GRID: "var(--line)",
+    FIRST: "var(--series-1)",
+    SECOND: "var(--series-2)",
+    THIRD: "var(--series-3)",
+}
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ganbert",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": FAINT,
+    "axes.edgecolor": GRID,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 22,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "ytick.minor.size": 0,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart."""
+
+    label: str
+    values: Array
+    color: str = FIRST
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What a line chart of the training log shows.
+
+    Attributes
+    ----------
+    key : unique within the page; prefixes the ids of the SVG
+    mark : (value, name) of a horizontal reference line
+    """
+
+    key: str
+    title: str
+    unit: str
+    series: tuple[Series, ...]
+    logarithmic: bool = False
+    limits: tuple[float, float] | None = None
+    mark: tuple[float, str] | None = None
+
+
+def draw_lines(chart: Chart, steps: Array) -> str:
+    """Draw a chart over optimiser steps; noisy curves are shown faint with their running mean."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _new_chart(chart.title, chart.unit)
+        for series in chart.series:
+            _draw_series(axes, steps, series)
+        if chart.mark is not None:
+            axes.axhline(chart.mark[0], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+            axes.annotate(chart.mark[1], (1, chart.mark[0]), (-2, 3), color=FAINT, ha="right",
+                          xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
+        if chart.logarithmic:
+            axes.set_yscale("log")
+        if chart.limits is not None:
+            axes.set_ylim(*chart.limits)
+        axes.set_xlabel("optimiser step")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        _add_legend(axes)
+        return _to_svg(figure, chart.key)
+
+
+def _draw_series(axes: Axes, steps: Array, series: Series) -> None:
+    known = np.isfinite(series.values)
+    x, y = thin(steps[known]), thin(series.values[known])
+    smooth = running_mean(y, max(1, y.size // 25))
+    marker = "o" if y.size < 12 else None
+    if smooth is not y:
+        axes.plot(x, y, color=series.color, linewidth=0.7, alpha=0.35)
+    axes.plot(x, smooth, color=series.color, label=series.label, marker=marker, markersize=3.5)
+
+
+def thin(values: Array, limit: int = MAX_POINTS) -> Array:
+    """Average neighbours until at most `limit` values are left."""
+    if values.size <= limit:
+        return values
+    edges = np.linspace(0, values.size, limit + 1).astype(int)
+    sums: Array = np.add.reduceat(values, edges[:-1])
+    return sums / np.diff(edges)
+
+
+def running_mean(values: Array, width: int) -> Array:
+    """Average over a centred window that shrinks at both ends; width 1 returns `values` itself."""
+    if width <= 1:
+        return values
+    window = np.ones(width)
+    return np.convolve(values, window, "same") / np.convolve(np.ones(values.size), window, "same")
+
+
+def draw_histogram(
+    real: Array, synthesised: Array, unit: str, *, key: str, title: str
+) -> str:
+    """Draw both distributions on a log count axis (paper, Fig. 7), over the same bins.
+
+    Parameters
+    ----------
+    real, synthesised : (N,) voxel intensities, in `unit`
+    """
+    both = np.concatenate([real, synthesised])
+    bins = np.linspace(both.min(), both.max() + 1e-6, HISTOGRAM_BINS + 1)
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _new_chart(title, "voxels")
+        count, _ = np.histogram(real, bins)
+        axes.stairs(count, bins, fill=True, color=FIRST, alpha=0.28, linewidth=0)
+        axes.stairs(count, bins, color=FIRST, label="real PET", linewidth=1.4)
+        count, _ = np.histogram(synthesised, bins)
+        axes.stairs(count, bins, color=SECOND, label="synthesised PET", linewidth=1.6)
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.7)
+        axes.set_xlabel(unit)
+        axes.grid(visible=False, axis="x")
+        _add_legend(axes)
+        return _to_svg(figure, key)
+
+
+def draw_by_subject(
+    names: Sequence[str], values: dict[str, Array], unit: str, *, key: str, title: str
+) -> str:
+    """Draw one line per subject with a dot per method, best subject on top.
+
+    Parameters
+    ----------
+    values : method to (N,) values in the order of `names`; the first two are joined by a line
+    """
+    colors = (FIRST, SECOND, THIRD)
+    first, *others = values.values()
+    order = np.argsort(first)
+    rows = np.arange(len(names))
+    size = (CHART_INCHES[0], max(CHART_INCHES[1], 1.2 + 0.22 * len(names)))
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _new_chart(title, "", size)
+        if others:
+            axes.hlines(rows, first[order], others[0][order], color=FAINT, linewidth=1)
+        for (method, value), color in zip(values.items(), colors, strict=False):
+            axes.plot(value[order], rows, "o", color=color, label=method, markersize=6)
+        axes.set_yticks(rows, [names[i] for i in order])
+        axes.set_ylim(-0.6, len(names) - 0.4)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(unit)
+        _add_legend(axes)
+        return _to_svg(figure, key)
+
+
+def _new_chart(
+    title: str, unit: str, size: tuple[float, float] = CHART_INCHES
+) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    axes.set_ylabel(unit)
+    return figure, axes
+
+
+def _add_legend(axes: Axes) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=3, borderpad=0.2,
+                handlelength=1.2, columnspacing=1.2, handletextpad=0.5)  # fmt: skip
+
+
+def _to_svg(figure: Figure, key: str) -> str:
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Several charts share one page, and an id must be unique in it.
+    svg = re.sub(r'\bid="', f'id="{key}-', svg)
+    svg = svg.replace("url(#", f"url(#{key}-").replace('href="#', f'href="#{key}-')
+    for stand_in, variable in _CSS.items():
+        svg = svg.replace(stand_in, variable)
+    return re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg height="[^"]*" width="[^"]*"',
+                  r"<svg \1", svg, count=1)  # fmt: skip

@@ -1,0 +1,176 @@
+"""The brain panels of the report: three planes of a volume, as the data URI of a PNG.
+
+Panels are sampled in world millimetres, so that voxel spacing, axis order and field of view cannot
+distort the anatomy: superior is up, the subject's left is on the left (neurological convention) and
+anterior is up in the axial plane and to the right in the sagittal one. All planes of a column share
+one scale (pixels per mm), so that they can be compared.
+
+One floor below `report.py`: it knows volumes, not runs. The charts are in `report_charts.py`.
+"""
+
+import base64
+import io
+import itertools
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy.ndimage import center_of_mass, map_coordinates
+
+from ganbert.data.volume import Volume
+
+PIXELS_PER_MM = 2
+GAP_MM = 4
+# Perceptually even and colour-blind safe. The diverging map (Crameri's berlin) is black at zero,
+# like the background of the other panels, so that error and not agreement catches the eye.
+COLORMAPS = {"mri": "gray", "pet": "inferno", "difference": "berlin"}
+# Plane: (name, world axis across the picture, world axis up the picture, world axis through it).
+PLANES = (("axial", 0, 1, 2), ("coronal", 0, 2, 1), ("sagittal", 1, 2, 0))
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A stated colour scale.
+
+    Attributes
+    ----------
+    low, high : intensities at the ends of the colour bar, in `unit`
+    """
+
+    colormap: str
+    low: float
+    high: float
+    unit: str
+
+
+@dataclass(frozen=True)
+class View:
+    """Where the three planes of a subject cut.
+
+    Attributes
+    ----------
+    point_mm : (x, y, z) RAS+, the point that the planes share
+    low_mm, high_mm : (x, y, z) corners of the field of view
+    """
+
+    point_mm: tuple[float, float, float]
+    low_mm: tuple[float, float, float]
+    high_mm: tuple[float, float, float]
+
+
+def choose_view(pet: Volume) -> View:
+    """Cut through the centre of the PET's uptake; the field of view is that of its grid."""
+    uptake = np.clip(pet.array.mean(axis=0), 0.0, None).astype(np.float64)
+    uptake[uptake < 0.2 * np.percentile(uptake, 99)] = 0.0
+    index = np.array([(n - 1) / 2 for n in pet.shape])
+    if uptake.any():
+        index = np.array(center_of_mass(uptake))
+    point = (pet.affine @ [*index, 1.0])[:3]
+    ends = [(-0.5, n - 0.5) for n in pet.shape]
+    corners = np.array([(*corner, 1.0) for corner in itertools.product(*ends)])
+    world = (pet.affine @ corners.T)[:3]
+    return View(_triple(np.round(point)), _triple(world.min(axis=1)), _triple(world.max(axis=1)))
+
+
+def _triple(values: Array) -> tuple[float, float, float]:
+    x, y, z = (float(v) for v in values)
+    return (x, y, z)
+
+
+def panel_width_mm(view: View) -> float:
+    """Width of the column of panels: the widest plane, so that all planes share one scale."""
+    size = np.subtract(view.high_mm, view.low_mm)
+    return float(max(size[across] for _, across, _, _ in PLANES))
+
+
+def sample_plane(volume: Volume, frame: int, view: View, plane: int) -> Array:
+    """Sample one plane on square pixels; outside the volume it is 0.
+
+    Parameters
+    ----------
+    volume : (C, D, H, W)
+    plane : position in `PLANES`
+
+    Returns
+    -------
+    array (height, width), float64, in the volume's unit; row 0 is the top of the picture
+    """
+    _, across, up, through = PLANES[plane]
+    half, step = panel_width_mm(view) / 2, 1 / PIXELS_PER_MM
+    middle = (view.low_mm[across] + view.high_mm[across]) / 2
+    horizontal = np.arange(middle - half + step / 2, middle + half, step)
+    vertical = np.arange(view.high_mm[up] - step / 2, view.low_mm[up], -step)
+    world = np.ones((4, vertical.size, horizontal.size))
+    world[across], world[up] = horizontal[None, :], vertical[:, None]
+    world[through] = view.point_mm[through]
+    index = np.tensordot(np.linalg.inv(volume.affine), world, axes=1)[:3]
+    image: Array = map_coordinates(
+        volume.array[frame].astype(np.float64), index, order=3, mode="constant", cval=0.0
+    )
+    return image
+
+
+def draw_panels(volume: Volume, frame: int, view: View, scale: Scale) -> str:
+    """Draw the three planes above each other, as the data URI of a palette PNG."""
+    gap = np.full((GAP_MM * PIXELS_PER_MM, round(panel_width_mm(view) * PIXELS_PER_MM)), np.nan)
+    parts: list[Array] = []
+    for plane in range(len(PLANES)):
+        image = sample_plane(volume, frame, view, plane)
+        parts += [image, gap[:, : image.shape[1]]]
+    column = np.concatenate(parts[:-1])
+    level = np.clip((column - scale.low) / (scale.high - scale.low), 0.0, 1.0)
+    # Colour 255 is kept for the gaps, which are transparent.
+    index = np.where(np.isnan(level), 255, np.round(np.nan_to_num(level) * 254)).astype(np.uint8)
+    return _palette_png(index, scale.colormap, transparent=255)
+
+
+def draw_color_bar(scale: Scale) -> str:
+    """Draw the colour bar as the data URI of a PNG, low values on the left."""
+    return _palette_png(np.tile(np.arange(255, dtype=np.uint8), (8, 1)), scale.colormap)
+
+
+def _palette_png(index: npt.NDArray[np.uint8], colormap: str, transparent: int | None = None) -> str:
+    colors = matplotlib.colormaps[colormap](np.linspace(0, 1, 255))[:, :3]
+    height, width = index.shape
+    image = Image.frombytes("P", (width, height), index.tobytes())
+    image.putpalette([int(round(v * 255)) for v in colors.ravel()] + [0, 0, 0])
+    stream = io.BytesIO()
+    options = {} if transparent is None else {"transparency": transparent}
+    image.save(stream, "PNG", optimize=True, **options)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Label:
+    """An orientation letter, placed over a column of panels.
+
+    Attributes
+    ----------
+    left, top : centre of the letter, per cent of the column's width and height
+    """
+
+    text: str
+    left: float
+    top: float
+
+
+def place_labels(view: View) -> list[Label]:
+    """Place R, L, A, P, S and I at the edges of the three panels of a column."""
+    letters = (("L", "R"), ("P", "A"), ("I", "S"))
+    heights = [view.high_mm[up] - view.low_mm[up] for _, _, up, _ in PLANES]
+    total = sum(heights) + GAP_MM * (len(PLANES) - 1)
+    labels, top = [], 0.0
+    for (_, across, up, _), height in zip(PLANES, heights, strict=True):
+        places = (
+            (letters[across][0], 4.0, top + height / 2),
+            (letters[across][1], 96.0, top + height / 2),
+            (letters[up][1], 50.0, top + 7.0),
+            (letters[up][0], 50.0, top + height - 7.0),
+        )
+        labels += [Label(text, left, 100 * y / total) for text, left, y in places]
+        top += height + GAP_MM
+    return labels

@@ -1,0 +1,198 @@
+"""How close a synthesised PET comes to a reference: image, regional and cohort figures.
+
+Every PSNR and SSIM has a declared data range, which belongs to the tracer or to the cohort and
+never to the image at hand: a range read from the image rewards images that are easy. Only its
+width enters the formulas; nothing is clipped to it, so that an error outside still counts and
+PSNR = 20 log10(width / RMSE) holds (torchmetrics would clip if it were given the bounds).
+
+Intervals are Student's t over subjects. The alternative, a bootstrap percentile, is too narrow
+for the handful of subjects that a test split often has.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage, stats
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
+from torchmetrics.functional.regression import mean_absolute_error, mean_squared_error
+
+from ganbert.data.volume import FloatArray
+from ganbert.tracers import get_tracer
+
+METRICS = ("psnr", "ssim", "rmse", "mae")
+Mask = npt.NDArray[np.bool_]
+# Wang et al. 2004: Gaussian window of 11 voxels with a standard deviation of 1.5.
+_SSIM_WINDOW = 11
+_SSIM_SIGMA = 1.5
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over `num` subjects and its 95 % confidence interval (NaN below two subjects)."""
+
+    mean: float
+    low: float
+    high: float
+    num: int
+
+
+def declared_data_range(
+    tracer: str, unit: str, training_p999: Sequence[float]
+) -> tuple[float, float]:
+    """Return the (low, high) that PSNR and SSIM of a cohort are computed with.
+
+    Parameters
+    ----------
+    tracer : short name, a key of `ganbert.tracers.TRACERS`
+    unit : unit of the images; in SUVR the range stands in the tracer table
+    training_p999 : 99.9th percentiles of the training PETs, in `unit`; used for any other unit
+
+    Raises
+    ------
+    ConfigError
+        If the tracer is not in the table.
+    """
+    if unit == "SUVR":
+        return get_tracer(tracer).data_range_suvr
+    return (0.0, float(max(training_p999)))
+
+
+def ssim_window(shape: tuple[int, ...]) -> int:
+    """Return the edge of the SSIM window, voxels: 11, or the largest odd edge that fits.
+
+    Parameters
+    ----------
+    shape : voxels along (D, H, W)
+    """
+    smallest = min(*shape, _SSIM_WINDOW)
+    return smallest if smallest % 2 else smallest - 1
+
+
+def _check_shapes(pet_fake: FloatArray, pet_real: FloatArray) -> None:
+    if pet_fake.shape != pet_real.shape or pet_fake.ndim != 4:
+        raise ValueError(
+            f"metrics: expected two (T, D, H, W) of one shape, "
+            f"got {pet_fake.shape} and {pet_real.shape}"
+        )
+
+
+def ssim_map(
+    pet_fake: FloatArray, pet_real: FloatArray, *, data_range: tuple[float, float]
+) -> FloatArray:
+    """Structural similarity at every voxel, in 3D, frame by frame.
+
+    Parameters
+    ----------
+    pet_fake, pet_real : (T, D, H, W) float32, one unit
+    data_range : declared (low, high), in that unit
+
+    Returns
+    -------
+    (T, D, H, W) float32, -1..1. The window is `ssim_window`; its standard deviation keeps the
+    proportion of the original.
+
+    Source
+    ------
+    Wang et al. 2004, IEEE TIP 13(4), Eq. 13, with the window in 3D.
+    """
+    _check_shapes(pet_fake, pet_real)
+    window = ssim_window(pet_real.shape[1:])
+    _, similarity = structural_similarity_index_measure(
+        torch.from_numpy(np.ascontiguousarray(pet_fake))[:, None],
+        torch.from_numpy(np.ascontiguousarray(pet_real))[:, None],  # (T, D, H, W) -> (T, 1, ...)
+        sigma=_SSIM_SIGMA * window / _SSIM_WINDOW,
+        kernel_size=window,
+        data_range=data_range[1] - data_range[0],
+        return_full_image=True,
+    )
+    return similarity[:, 0].numpy()
+
+
+def image_metrics(
+    pet_fake: FloatArray,
+    pet_real: FloatArray,
+    *,
+    data_range: tuple[float, float],
+    mask: Mask | None = None,
+    similarity: FloatArray | None = None,
+) -> dict[str, float]:
+    """PSNR (dB), SSIM, RMSE and MAE (in the images' unit) of one subject, over all its frames.
+
+    Parameters
+    ----------
+    pet_fake, pet_real : (T, D, H, W) float32, one unit
+    data_range : declared (low, high), in that unit
+    mask : (D, H, W) bool, voxels that count; None: all
+    similarity : `ssim_map` of the two, if it is already there (it is the costly part)
+
+    Returns
+    -------
+    {"psnr", "ssim", "rmse", "mae"}. SSIM within a mask is the mean of the SSIM map over the mask:
+    the windows at its edge see what lies outside. PSNR of equal images is infinite.
+    """
+    _check_shapes(pet_fake, pet_real)
+    if similarity is None:
+        similarity = ssim_map(pet_fake, pet_real, data_range=data_range)
+    inside = np.ones(pet_real.shape[1:], bool) if mask is None else mask
+    if not inside.any():
+        raise ValueError("metrics: the mask is empty")
+    fake = torch.from_numpy(pet_fake[:, inside])  # (T, D, H, W) -> (T, voxels of the mask)
+    real = torch.from_numpy(pet_real[:, inside])
+    width = data_range[1] - data_range[0]
+    return {
+        "psnr": float(peak_signal_noise_ratio(fake, real, data_range=width)),
+        "ssim": float(similarity[:, inside].mean(dtype=np.float64)),
+        "rmse": float(mean_squared_error(fake.flatten(), real.flatten(), squared=False)),
+        "mae": float(mean_absolute_error(fake.flatten(), real.flatten())),
+    }
+
+
+def regional_means(pet: FloatArray, labels: npt.NDArray[np.integer]) -> dict[int, list[float]]:
+    """Mean intensity per region and frame.
+
+    Parameters
+    ----------
+    pet : (T, D, H, W) float32
+    labels : (D, H, W) integer, 0 is background and no region
+
+    Returns
+    -------
+    {label: [mean of frame 0, mean of frame 1, ...]}, in the unit of `pet`
+    """
+    regions = [int(label) for label in np.unique(labels) if label != 0]
+    frames = [ndimage.mean(frame, labels, regions) for frame in pet]
+    return {region: [float(f[i]) for f in frames] for i, region in enumerate(regions)}
+
+
+def confidence_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Mean over subjects with Student's t interval.
+
+    Parameters
+    ----------
+    values : one per subject; an infinite one (PSNR of equal images) leaves the bounds undefined
+    level : coverage, 0..1
+    """
+    sample = np.asarray(values, np.float64)
+    if sample.size == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    mean = float(sample.mean())
+    if sample.size < 2 or not np.isfinite(sample).all():
+        return Interval(mean, math.nan, math.nan, int(sample.size))
+    error = float(stats.sem(sample))
+    half = error * float(stats.t.ppf(0.5 + level / 2, sample.size - 1))
+    return Interval(mean, mean - half, mean + half, int(sample.size))
+
+
+def paired_difference(
+    first: Sequence[float], second: Sequence[float], level: float = 0.95
+) -> Interval:
+    """Mean of `first - second` with Student's t interval; position by position one subject."""
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    return confidence_interval(differences, level)

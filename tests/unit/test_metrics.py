@@ -1,0 +1,141 @@
+"""Metrics against values worked out by hand, and what must hold for any image."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ganbert.metrics import (
+    confidence_interval,
+    declared_data_range,
+    image_metrics,
+    paired_difference,
+    regional_means,
+    ssim_map,
+    ssim_window,
+)
+from ganbert.tracers import TRACERS
+
+RANGE = (0.0, 2.0)
+
+
+def noise(seed: int, shape: tuple[int, ...] = (2, 12, 11, 13)) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(0, 2, shape).astype(np.float32)
+
+
+def test_a_constant_error_gives_the_hand_computed_figures() -> None:
+    pet_real = noise(0)
+    figures = image_metrics(pet_real + 0.2, pet_real, data_range=RANGE)
+    assert figures["rmse"] == pytest.approx(0.2, rel=1e-5)
+    assert figures["mae"] == pytest.approx(0.2, rel=1e-5)
+    assert figures["psnr"] == pytest.approx(20.0, rel=1e-4)  # 20 log10(2 / 0.2)
+
+
+def test_ssim_of_two_constants_is_the_luminance_term() -> None:
+    low, high = np.full((1, 11, 11, 11), 0.5, np.float32), np.full((1, 11, 11, 11), 1.0, np.float32)
+    c1 = (0.01 * 2) ** 2
+    expected = (2 * 0.5 * 1.0 + c1) / (0.25 + 1.0 + c1)
+    figures = image_metrics(low, high, data_range=RANGE)
+    assert figures["ssim"] == pytest.approx(expected, abs=1e-3)  # float32 convolution
+
+
+def test_equal_images_are_perfect() -> None:
+    figures = image_metrics(noise(1), noise(1), data_range=RANGE)
+    assert figures["psnr"] == math.inf
+    assert figures["ssim"] == pytest.approx(1.0, abs=1e-5)
+    assert figures["rmse"] == figures["mae"] == 0.0
+
+
+def test_errors_outside_the_declared_range_still_count() -> None:
+    pet_real = np.full((1, 11, 11, 11), 2.0, np.float32)
+    assert image_metrics(pet_real + 1, pet_real, data_range=RANGE)["mae"] == 1.0
+    assert image_metrics(pet_real + 1, pet_real, data_range=RANGE)["psnr"] == pytest.approx(6.0206)
+
+
+def test_the_mask_hides_what_lies_outside_it() -> None:
+    pet_real, pet_fake = noise(2), noise(2)
+    pet_fake[:, 0] += 5
+    mask = np.ones(pet_real.shape[1:], bool)
+    mask[0] = False
+    inside = image_metrics(pet_fake, pet_real, data_range=RANGE, mask=mask)
+    everywhere = image_metrics(pet_fake, pet_real, data_range=RANGE)
+    assert inside["mae"] == 0.0
+    assert everywhere["mae"] == pytest.approx(5 / 12, rel=1e-5)
+    assert inside["ssim"] > everywhere["ssim"]
+
+
+def test_ssim_within_a_mask_is_the_mean_of_the_map_over_it() -> None:
+    pet_fake, pet_real = noise(3), noise(4)
+    mask = np.zeros(pet_real.shape[1:], bool)
+    mask[4:7, 3:5, 2:9] = True
+    similarity = ssim_map(pet_fake, pet_real, data_range=RANGE)
+    figures = image_metrics(pet_fake, pet_real, data_range=RANGE, mask=mask)
+    assert similarity.shape == pet_real.shape
+    assert figures["ssim"] == pytest.approx(similarity[:, mask].mean(), abs=1e-6)
+
+
+def test_an_empty_mask_and_unequal_shapes_are_refused() -> None:
+    nothing = np.zeros((12, 11, 13), bool)
+    with pytest.raises(ValueError, match="mask is empty"):
+        image_metrics(noise(0), noise(0), data_range=RANGE, mask=nothing)
+    with pytest.raises(ValueError, match="one shape"):
+        image_metrics(noise(0), noise(0)[:1], data_range=RANGE)
+
+
+@pytest.mark.parametrize(
+    ("shape", "window"), [((93, 76, 76), 11), ((47, 38, 38), 11), ((12, 10, 10), 9), ((5, 4, 9), 3)]
+)
+def test_the_ssim_window_shrinks_to_an_odd_edge_that_fits(
+    shape: tuple[int, int, int], window: int
+) -> None:
+    assert ssim_window(shape) == window
+    pet = noise(5, (1, *shape)) if max(shape) < 50 else noise(5, (1, 12, 12, 12))
+    assert image_metrics(pet, pet, data_range=RANGE)["ssim"] == pytest.approx(1.0, abs=1e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(scale=st.floats(0.01, 1e4), seed=st.integers(0, 100))
+def test_psnr_and_ssim_do_not_depend_on_the_unit(scale: float, seed: int) -> None:
+    pet_fake, pet_real = noise(seed, (1, 6, 5, 5)), noise(seed + 1, (1, 6, 5, 5))
+    plain = image_metrics(pet_fake, pet_real, data_range=RANGE)
+    scaled = image_metrics(
+        pet_fake * np.float32(scale), pet_real * np.float32(scale), data_range=(0.0, 2.0 * scale)
+    )
+    assert scaled["psnr"] == pytest.approx(plain["psnr"], rel=1e-3)
+    assert scaled["ssim"] == pytest.approx(plain["ssim"], abs=1e-3)
+    assert scaled["rmse"] == pytest.approx(plain["rmse"] * scale, rel=1e-3)
+
+
+def test_the_t_interval_of_a_textbook_sample() -> None:
+    # mean 3, standard error sqrt(2.5 / 5) = 0.70711, t(0.975, 4) = 2.77645
+    interval = confidence_interval([1, 2, 3, 4, 5])
+    assert (interval.mean, interval.num) == (3.0, 5)
+    assert interval.high == pytest.approx(3 + 2.77645 * 0.70711, abs=1e-4)
+    assert interval.low == pytest.approx(3 - 2.77645 * 0.70711, abs=1e-4)
+
+
+def test_an_interval_of_one_subject_or_of_infinite_values_has_no_bounds() -> None:
+    one = confidence_interval([2.0])
+    assert (one.mean, one.num) == (2.0, 1)
+    assert math.isnan(one.low)
+    assert math.isnan(confidence_interval([1.0, math.inf]).high)
+    assert confidence_interval([]).num == 0
+
+
+def test_the_paired_difference_removes_what_subjects_share() -> None:
+    interval = paired_difference([11.0, 22.0, 33.0], [10.0, 21.0, 32.0])
+    assert (interval.mean, interval.low, interval.high) == (1.0, 1.0, 1.0)
+
+
+def test_regional_means_skip_the_background() -> None:
+    labels = np.array([[[0, 3, 3, 7]]])
+    pet = np.array([[[[9, 1, 3, 5]]], [[[9, 2, 4, 6]]]], np.float32)
+    assert regional_means(pet, labels) == {3: [2.0, 3.0], 7: [5.0, 6.0]}
+
+
+def test_the_data_range_is_declared_and_not_measured() -> None:
+    for tracer in TRACERS.values():
+        assert declared_data_range(tracer.name, "SUVR", [99.0]) == tracer.data_range_suvr
+    assert declared_data_range("FDG", "Bq/mL", [10.0, 30.0, 20.0]) == (0.0, 30.0)

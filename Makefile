@@ -35,7 +35,8 @@ help: ## this list
 
 # ---- installation ------------------------------------------------------------------------------
 .PHONY: venv install check-system
-venv install: $(INSTALLED) ## create .venv and install the pinned versions
+venv: $(INSTALLED) ## create .venv and install the pinned versions
+install: venv
 
 check-system: ## name the system packages that are missing, in one line
 	@missing=""; \
@@ -57,10 +58,10 @@ $(INSTALLED): setup.py constraints.txt
 	@echo "== creating $(VENV) with $(PYTHON) (once; a few minutes, mostly downloads)"
 	@test -x "$(BIN)/python" || "$(PYTHON)" -m venv "$(VENV)"
 	@if [ -n "$(TORCH_INDEX)" ]; then echo "== installing torch from TORCH_INDEX"; \
-	  "$(BIN)/pip" install -q -c constraints.txt --no-deps --index-url "$(TORCH_INDEX)" torch; fi
+	  "$(BIN)/pip" install -qq -c constraints.txt --no-deps --index-url "$(TORCH_INDEX)" torch; fi
 	@dali="$(DALI)"; if [ -z "$$dali" ]; then dali=$$($(call detect_dali)); fi; \
 	echo "== installing GANBERT, torch, DeepSpeed, DALI ($$dali) and the test tools at pinned versions"; \
-	"$(BIN)/pip" install -q -c constraints.txt torch -e ".[dev,$$dali]"
+	"$(BIN)/pip" install -qq -c constraints.txt torch -e ".[dev,$$dali]"
 	@touch $@
 	@echo "== installed: $$("$(BIN)/python" -c 'import torch; print("torch", torch.__version__)')"
 
@@ -80,14 +81,17 @@ demo: $(DEMO_DIR)/.infer.done ## phantom -> prepare -> train -> evaluate -> infe
 	@ganbert report $(DEMO_DIR)/run
 
 demo-clean: ## remove what the demo wrote
-	rm -rf "$(DEMO_DIR)"
+	@if [ -e "$(DEMO_DIR)/.demo" ]; then rm -rf "$(DEMO_DIR)"; echo "removed $(DEMO_DIR)"; \
+	else echo "nothing to remove: $(DEMO_DIR) is not the demo's"; fi
 
 # Each step starts from a clean folder and leaves a stamp, so a second `make demo` skips what is
 # done; training alone goes on from its last checkpoint.
 $(DEMO_DIR)/.phantom.done: | $(INSTALLED)
 	@echo "== writing the demo to $(DEMO_DIR) (a finished step is kept; start over with: make demo-clean)"
 	@echo "== [1/7] phantom: $(DEMO_SUBJECTS) synthetic subjects with $(DEMO_TRACER) PET -> $(DEMO_DIR)/bids"
-	@mkdir -p "$(DEMO_DIR)"; rm -rf "$(DEMO_DIR)/bids"
+	@if [ -n "$$(ls -A "$(DEMO_DIR)" 2>/dev/null)" ] && [ ! -e "$(DEMO_DIR)/.demo" ]; then \
+	  echo "ganbert: DEMO_DIR=$(DEMO_DIR) holds files that are not the demo's; choose another folder" >&2; exit 2; fi
+	@mkdir -p "$(DEMO_DIR)"; touch "$(DEMO_DIR)/.demo"; rm -rf "$(DEMO_DIR)/bids"
 	@ganbert phantom "$(DEMO_DIR)/bids" --subjects $(DEMO_SUBJECTS) --tracer $(DEMO_TRACER) --size demo
 	@touch $@
 

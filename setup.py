@@ -1,4 +1,4 @@
-"""Metadata and dependencies; tool settings stand in pyproject.toml, exact versions in constraints.txt.
+"""Metadata and dependencies. Tool settings: pyproject.toml; exact versions: constraints.txt.
 
 The lower bounds below are what the code needs; `constraints.txt` holds the versions that are tested
 together. NVIDIA apex is used where it is installed, and is never a requirement: the project called

@@ -1,0 +1,172 @@
+"""The `ganbert` command: a thin layer of options over the verbs, without logic of its own.
+
+Every command imports what it runs inside its body, so that `ganbert --help` answers at once. A
+user's mistake leaves through `errors.one_line_errors`: one line, exit code 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ganbert import __version__
+from ganbert.config import GRIDS
+from ganbert.errors import one_line_errors
+
+Size = Literal["tiny", "demo", "paper"]
+Seed = Annotated[int, typer.Option(help="Every random draw follows from it.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one per core.")]
+Run = Annotated[Path, typer.Argument(help="Output folder of `train`.")]
+
+app = typer.Typer(
+    name="ganbert",
+    help="Synthesise PET from T1-weighted MRI (Shin et al. 2020). For research, not for diagnosis.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ganbert {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """Synthesise PET from T1-weighted MRI (Shin et al. 2020). For research, not for diagnosis."""
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder to create.")],
+    subjects: Annotated[int, typer.Option(min=1, help="Number of subjects.")] = 32,
+    tracer: Annotated[str, typer.Option(help="AV45, AV1451, FDG, ...")] = "AV45",
+    seed: Seed = 0,
+    size: Annotated[Size, typer.Option(help="Voxels of MRI and PET.")] = "demo",
+    jobs: Jobs = None,
+) -> None:
+    """Make a synthetic cohort on real anatomy, as a valid BIDS-PET dataset."""
+    from ganbert.data.phantom import make_cohort
+
+    make_cohort(out, num_subjects=subjects, tracer=tracer, seed=seed, size=size, jobs=jobs)
+
+
+@app.command()
+def prepare(
+    bids: Annotated[Path, typer.Argument(help="BIDS dataset with T1w and PET.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the streaming cache and index.json.")],
+    size: Annotated[Size, typer.Option(help="Voxels of MRI and PET.")] = "paper",
+    seed: Seed = 0,
+    jobs: Jobs = None,
+) -> None:
+    """Pair, conform and measure a dataset; write the streaming cache and its index."""
+    import ganbert.prepare
+
+    mri_grid, pet_grid = GRIDS[size]
+    ganbert.prepare.prepare(bids, out, mri_grid=mri_grid, pet_grid=pet_grid, seed=seed, jobs=jobs)
+
+
+@app.command()
+def inspect(
+    prepared: Annotated[Path, typer.Argument(help="Output folder of `prepare`.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Check every file's SHA-256.")] = False,
+) -> None:
+    """Show what a prepared folder holds: rows, splits, grids, intensities."""
+    from ganbert.inspection import inspect_prepared
+
+    inspect_prepared(prepared, verify=verify)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Option(help="Recipe folder (ds_configs/...) or its run.yaml.")],
+    data: Annotated[Path, typer.Option(help="Output folder of `prepare`.")],
+    output: Annotated[Path, typer.Option(help="Folder of the run.")],
+    resume: Annotated[
+        Literal["auto", "none"], typer.Option(help="auto: from the last checkpoint.")
+    ] = "auto",
+    num_gpus: Annotated[
+        int | None, typer.Option(min=1, help="Processes on this node; default: one per GPU.")
+    ] = None,
+) -> None:
+    """Train on this node: starts `deepspeed ganbert/train.py` with these options."""
+    bin_folder = Path(sys.executable).parent
+    # The launcher finds ninja and itself through PATH, also when the environment is not activated.
+    os.environ["PATH"] = f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}"
+    launcher = ["deepspeed"] + ([f"--num_gpus={num_gpus}"] if num_gpus is not None else [])
+    script = str(Path(__file__).with_name("train.py"))
+    arguments = ["--config", config, "--data", data, "--output", output, "--resume", resume]
+    os.execvp("deepspeed", [*launcher, script, *map(str, arguments)])  # noqa: S606
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    data: Annotated[
+        Path | None, typer.Option(help="Prepared folder, if it moved since the training.")
+    ] = None,
+    split: Annotated[Literal["train", "val", "test"], typer.Option()] = "test",
+) -> None:
+    """Compare synthesised with real PET: metrics per subject, beside two baselines."""
+    import ganbert.evaluate
+
+    ganbert.evaluate.evaluate(run, data=data, split=split)
+
+
+@app.command()
+def infer(
+    bids_dir: Annotated[Path, typer.Argument(help="BIDS dataset; a T1w per subject is enough.")],
+    out_dir: Annotated[Path, typer.Argument(help="Folder for the BIDS derivatives.")],
+    level: Annotated[Literal["participant"], typer.Argument(help="BIDS-App analysis level.")],
+    model: Annotated[
+        Path, typer.Option(help="Folder of a run, or an exported generator.safetensors.")
+    ],
+    participant_label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--participant-label",
+            "--participant_label",
+            help="Subject, with or without `sub-`; may be given several times.",
+        ),
+    ] = None,
+) -> None:
+    """Synthesise PET for the T1w images of a BIDS dataset (a BIDS-App)."""
+    import ganbert.infer
+
+    ganbert.infer.infer(bids_dir, out_dir, model=model, participant_labels=participant_label)
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write the run's self-contained report.html."""
+    from ganbert.report import write_report
+
+    typer.echo(write_report(run))
+
+
+@app.command()
+def doctor() -> None:
+    """Show what this machine has, and what each part is used for."""
+    import ganbert.doctor
+
+    ganbert.doctor.run_doctor()
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    with one_line_errors():
+        app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Rules for every test: markers follow from the folder, and a skip says what is missing.
+
+`tests/unit/...` gets the marker `unit`, `tests/gpu/...` gets `gpu`, and so on; only `slow` is
+written by hand. Tests that need hardware or a program that is not here skip with that reason, which
+pytest lists at the end of the run (`-ra`).
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+# Before torch, transformers or matplotlib are imported by any test or child process.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+TESTS = Path(__file__).parent
+FOLDERS = ("unit", "integration", "distributed", "gpu", "browser")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def _missing_gpu() -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "no CUDA device on this machine"
+
+
+def _missing_browser() -> str | None:
+    found = any(shutil.which(name) for name in BROWSERS)
+    return None if found else "no Chromium on this machine (apt-get install -y chromium)"
+
+
+REQUIREMENTS = {"gpu": _missing_gpu, "browser": _missing_browser}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Set each test's marker from its folder, and skip what this machine cannot run."""
+    missing: dict[str, str | None] = {}
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        if folder not in FOLDERS:
+            raise pytest.UsageError(f"{item.path}: tests stand in one of {', '.join(FOLDERS)}")
+        item.add_marker(folder)
+        if folder in REQUIREMENTS:
+            if folder not in missing:
+                missing[folder] = REQUIREMENTS[folder]()
+            if missing[folder] is not None:
+                item.add_marker(pytest.mark.skip(reason=missing[folder]))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the repository."""
+    return TESTS.parent

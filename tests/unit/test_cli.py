@@ -1,0 +1,127 @@
+"""The options of `ganbert` are a contract: scripts, pages and manifests are written against them."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from ganbert import __version__
+from ganbert.cli import Size, app
+from ganbert.config import GRIDS
+
+OPTIONS = {
+    "doctor": set(),
+    "evaluate": {"run", "--data", "--split"},
+    "infer": {
+        "bids_dir",
+        "out_dir",
+        "level",
+        "--model",
+        "--participant-label",
+        "--participant_label",
+    },
+    "inspect": {"prepared", "--verify"},
+    "phantom": {"out", "--subjects", "--tracer", "--seed", "--size", "--jobs"},
+    "prepare": {"bids", "out", "--size", "--seed", "--jobs"},
+    "report": {"run"},
+    "train": {"--config", "--data", "--output", "--resume", "--num-gpus"},
+}
+
+
+def run_ganbert(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ganbert.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_options_are_the_committed_ones() -> None:
+    commands = typer.main.get_command(app).commands
+    found = {
+        name: {option for parameter in command.params for option in parameter.opts} - {"--help"}
+        for name, command in commands.items()
+    }
+    assert found == OPTIONS
+
+
+def test_sizes_are_those_of_the_grids() -> None:
+    assert set(get_args(Size)) == set(GRIDS)
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_every_command_and_option_is_explained(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    parameters = typer.main.get_command(app).commands[command].params
+    assert typer.main.get_command(app).commands[command].help
+    assert all(parameter.help for parameter in parameters)
+
+
+def test_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"ganbert {__version__}\n")
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, ganbert.cli; heavy = {'torch', 'nvidia', 'deepspeed', 'nilearn', 'matplotlib',"
+        "'transformers', 'bids', 'nibabel', 'pandas'} & set(sys.modules); sys.exit(str(heavy) * bool(heavy))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("phantom",),
+        ("phantom", "out", "--size", "huge"),
+        ("phantom", "out", "--subjects", "0"),
+        ("infer", "bids", "out", "group", "--model", "run"),
+        ("nonsense",),
+    ],
+)
+def test_wrong_usage_leaves_with_2(arguments: tuple[str, ...]) -> None:
+    assert run_ganbert(*arguments).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("phantom", "{}/out", "--tracer", "PIB"), "PIB"),
+        (("prepare", "{}/none", "{}/out"), "none"),
+        (("inspect", "{}/none"), "none"),
+        (("evaluate", "{}/none"), "none"),
+        (("infer", "{}/none", "{}/out", "participant", "--model", "{}/m"), "{}"),
+        (("report", "{}/none"), "none"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_users_mistake_is_one_line_and_2(
+    tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    result = run_ganbert(*(argument.format(tmp_path) for argument in arguments))
+    assert result.returncode == 2, result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("ganbert: error: ")
+    assert words.format(tmp_path) in last
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir()), "something half-written stays"
+
+
+def test_train_starts_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr("os.execvp", lambda file, arguments: started.append((file, arguments)))
+    monkeypatch.setenv("PATH", "/bin")
+    options = ["--config", "c", "--data", "d", "--output", "o", "--num-gpus", "2"]
+    result = CliRunner().invoke(app, ["train", *options])
+    assert result.exit_code == 0, result.output
+    [(file, arguments)] = started
+    assert file == "deepspeed"
+    assert arguments[:2] == ["deepspeed", "--num_gpus=2"]
+    assert Path(arguments[2]).parts[-2:] == ("ganbert", "train.py")
+    assert arguments[3:] == "--config c --data d --output o --resume auto".split()

@@ -1,0 +1,106 @@
+"""Recipes are strict: what is mistyped is an error that names the nearest valid key."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ganbert.config import (
+    DEMO_MRI_GRID,
+    GRIDS,
+    PAPER_MRI_GRID,
+    PAPER_PET_GRID,
+    load_recipe,
+    load_run_config,
+)
+from ganbert.errors import ConfigError
+
+RECIPES = sorted(p.parent for p in (Path(__file__).parents[2] / "ds_configs").glob("*/run.yaml"))
+
+
+def write_run(folder: Path, content: object) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize("folder", RECIPES, ids=lambda folder: folder.name)
+def test_every_recipe_loads(folder: Path) -> None:
+    recipe = load_recipe(folder)
+    assert recipe == load_recipe(folder / "run.yaml")
+    for engine in (recipe.generator_engine, recipe.discriminator_engine):
+        assert engine["train_micro_batch_size_per_gpu"] > 0
+        assert "optimizer" in engine
+
+
+@pytest.mark.parametrize("folder", RECIPES, ids=lambda folder: folder.name)
+def test_both_engines_count_the_same_samples(folder: Path) -> None:
+    recipe = load_recipe(folder)
+    for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+        assert recipe.generator_engine.get(key) == recipe.discriminator_engine.get(key)
+
+
+def test_there_are_recipes() -> None:
+    assert {"demo", "paper"} <= {folder.name for folder in RECIPES}
+
+
+def test_smallest_run_config_takes_the_papers_values(tmp_path: Path) -> None:
+    run = load_run_config(write_run(tmp_path, {"max_steps": 1}))
+    assert (run.losses.nsp, run.losses.mlm, run.losses.l1) == (20.0, 1.0, 20.0)
+    assert run.intensity_ratio == 0.1
+    assert run.discriminator.masked_fraction_pet == 0.25
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"max_steps": 1, "sead": 3}, "'sead'; did you mean 'seed'"),
+        ({"max_steps": 1, "losses": {"l2": 1.0}}, "'losses.l2'; did you mean 'l1'"),
+        ({"max_steps": 1, "zzzzzz": 3}, "'zzzzzz'; valid keys: seed, max_steps"),
+        ({}, "max_steps: Field required, found nothing"),
+        ({"max_steps": 0}, "max_steps: .* greater than 0, found 0"),
+        ({"max_steps": "many"}, "max_steps: .*, found 'many'"),
+        ({"max_steps": 1, "losses": {"nsp": -1}}, "losses.nsp: .*, found -1"),
+        ({"max_steps": 1, "intensity_ratio": "guess"}, "intensity_ratio"),
+        (["max_steps"], "expected a mapping, found list"),
+    ],
+)
+def test_wrong_content_is_named(tmp_path: Path, content: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_run_config(write_run(tmp_path, content))
+    assert len(str(caught.value).splitlines()) == 1
+    assert str(tmp_path / "run.yaml") in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "generator.json", "discriminator.json"])
+def test_missing_file_of_a_recipe_is_named(tmp_path: Path, name: str) -> None:
+    write_run(tmp_path, {"max_steps": 1})
+    for engine in ("generator.json", "discriminator.json"):
+        (tmp_path / engine).write_text("{}")
+    (tmp_path / name).unlink()
+    with pytest.raises(ConfigError, match=f"{name}: expected a readable file"):
+        load_recipe(tmp_path)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "JSON"), (json.dumps([1]), "found list")])
+def test_broken_engine_config_is_named(tmp_path: Path, text: str, message: str) -> None:
+    write_run(tmp_path, {"max_steps": 1})
+    (tmp_path / "generator.json").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["a: b: c", "\tx"])
+def test_broken_yaml_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="expected YAML") as caught:
+        load_run_config(tmp_path / "run.yaml")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_grids_cover_the_same_field_of_view_at_every_size() -> None:
+    assert PAPER_MRI_GRID.extent_mm == DEMO_MRI_GRID.extent_mm == (256.0, 256.0, 256.0)
+    assert PAPER_PET_GRID.extent_mm == (186.0, 152.0, 152.0)
+    for mri, pet in GRIDS.values():
+        assert all(m >= p for m, p in zip(mri.extent_mm, pet.extent_mm, strict=True))

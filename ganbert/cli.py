@@ -115,7 +115,9 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="Prepared folder, if it moved since the training.")
     ] = None,
-    split: Annotated[Literal["train", "val", "test"], typer.Option()] = "test",
+    split: Annotated[
+        Literal["train", "val", "test"], typer.Option(help="Subjects to evaluate on.")
+    ] = "test",
 ) -> None:
     """Compare synthesised with real PET: metrics per subject, beside two baselines."""
     import ganbert.evaluate

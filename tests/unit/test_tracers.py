@@ -39,5 +39,5 @@ def test_fluorine_18_decays_with_a_half_life_of_110_minutes() -> None:
 
 
 def test_unknown_tracer_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="AV45, AV1451, FDG.*'PIB'"):
+    with pytest.raises(ConfigError, match=r"AV45, AV1451, FDG.*'PIB'"):
         get_tracer("PIB")

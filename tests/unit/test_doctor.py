@@ -1,0 +1,37 @@
+"""The doctor says what is there, and leaves with one line when something required is not."""
+
+from pathlib import Path
+
+import pytest
+
+from ganbert import doctor
+from ganbert.errors import PlatformError
+
+
+def test_finds_everything_that_the_tests_run_on(capsys: pytest.CaptureFixture[str]) -> None:
+    doctor.run_doctor()
+    shown = capsys.readouterr().out
+    for part in ("Python", "torch", "CUDA", "DeepSpeed", "DALI", "apex", "ninja"):
+        assert part in shown
+
+
+def test_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(PlatformError, match=r"found no C\+\+ compiler"):
+        doctor.run_doctor()
+
+
+def test_missing_dali_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_package_version", lambda name: None)
+    assert doctor.find_dali().status == "missing"
+
+
+def test_another_package_called_apex_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "apex").mkdir()
+    (tmp_path / "apex" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    finding = doctor.find_apex()
+    assert finding.status == "warning"
+    assert "not NVIDIA apex" in finding.use

@@ -9,6 +9,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 EXIT_USER_ERROR = 2
 # EX_TEMPFAIL of sysexits.h: training was interrupted, its state is saved, run it again.
@@ -33,9 +34,20 @@ class GanbertError(Exception):
         self.remedy = remedy
         super().__init__(where, expected, found, remedy)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The default would call the class with positional arguments, and a worker process that
+        # cannot send its error back takes the whole pool down.
+        return (_rebuild, (type(self), self.where, self.expected, self.found, self.remedy))
+
     def __str__(self) -> str:
         text = f"{self.where}: expected {self.expected}, found {self.found}; {self.remedy}"
         return " ".join(text.split())
+
+
+def _rebuild(
+    kind: type[GanbertError], where: object, expected: str, found: str, remedy: str
+) -> GanbertError:
+    return kind(where, expected=expected, found=found, remedy=remedy)
 
 
 class ConfigError(GanbertError):
@@ -63,15 +75,17 @@ class PlatformError(GanbertError):
 
 
 @contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(*, quiet: bool = False) -> Iterator[None]:
     """Print a `GanbertError` as one line on stderr and leave with its exit code.
 
-    Under a launcher every rank runs this; the prefix says whose line it is.
+    Under a launcher every rank runs this; the prefix says whose line it is. A `quiet` rank only
+    leaves: for mistakes that another rank of the node is sure to report.
     """
     try:
         yield
     except GanbertError as error:
         rank = os.environ.get("RANK")
         prefix = f"ganbert: rank {rank}" if rank is not None else "ganbert"
-        print(f"{prefix}: error: {error}", file=sys.stderr, flush=True)
+        if not quiet:
+            print(f"{prefix}: error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_USER_ERROR) from None

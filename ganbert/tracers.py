@@ -76,7 +76,7 @@ TRACERS: dict[str, Tracer] = {
 
 
 def get_tracer(name: str) -> Tracer:
-    """Return the tracer called `name` (short name or BIDS label, any case).
+    """Return the tracer called `name` (short name, BIDS label or long name, any case).
 
     Raises
     ------
@@ -84,7 +84,7 @@ def get_tracer(name: str) -> Tracer:
         If no row has that name.
     """
     for tracer in TRACERS.values():
-        if name.lower() in (tracer.name.lower(), tracer.bids_label.lower()):
+        if name.lower() in {tracer.name.lower(), tracer.bids_label.lower(), tracer.long_name}:
             return tracer
     raise ConfigError(
         "tracer",

@@ -187,6 +187,16 @@ def restore_pet(pet: ArrayLike, mean: Any, std: Any, ratio: float) -> ArrayLike:
     return pet * (ratio * std) + ratio * mean
 
 
+def mri_scale_offset(mean: float, std: float) -> tuple[float, float]:
+    """Return (a, b) with a * mri + b = `normalise_mri`: one multiply-add per voxel to stream."""
+    return 1.0 / std, -mean / std
+
+
+def pet_scale_offset(mean: float, std: float, ratio: float) -> tuple[float, float]:
+    """Return (a, b) with a * pet + b = `normalise_pet`."""
+    return 1.0 / (ratio * std), -mean / std
+
+
 def suggest_intensity_ratio(
     pet_p999: Sequence[float], mri_mean: Sequence[float], mri_std: Sequence[float]
 ) -> float:

@@ -28,16 +28,18 @@ Spacing and affine follow the axes. Two kinds of file are written:
 Neither header carries free text: `descrip`, `db_name` and the like may name a patient.
 """
 
+import contextlib
 import gzip
 import math
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel.imageglobals import logger as nibabel_logger
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy import ndimage
 
@@ -180,14 +182,23 @@ def _unreadable(path: Path, error: BaseException) -> ImageError:
     return ImageError(path, expected="a readable NIfTI", found=found, remedy=remedy)
 
 
+@contextlib.contextmanager
+def _quiet_nibabel() -> Iterator[None]:
+    """Keep nibabel from logging what is wrong with a header: our error is the one line to read."""
+    nibabel_logger.disabled = True
+    try:
+        yield
+    finally:
+        nibabel_logger.disabled = False
+
+
 def _open(path: Path) -> nib.Nifti1Image:
     """Read the header only, and refuse what its sizes say before memory is taken for it."""
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
         raise ImageError(path, expected="a NIfTI file", found=found, remedy="check the path")
     try:
-        # nibabel also logs what is wrong with a header; the error below is the one line to read.
-        with LoggingOutputSuppressor():
+        with _quiet_nibabel():
             image = nib.load(path, mmap=False)
     except _UNREADABLE as error:
         raise _unreadable(path, error) from error

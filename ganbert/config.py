@@ -139,7 +139,9 @@ def _first_problem(path: Path, error: ValidationError) -> ConfigError:
         remedy = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(valid)}"
         return ConfigError(path, expected="known keys only", found=f"'{name}'", remedy=remedy)
     found = "nothing" if problem["type"] == "missing" else repr(problem["input"])
-    return ConfigError(path, expected=f"{name}: {problem['msg']}", found=found, remedy=f"mend '{name}'")
+    return ConfigError(
+        path, expected=f"{name}: {problem['msg']}", found=found, remedy=f"mend '{name}'"
+    )
 
 
 def _read_text(path: Path) -> str:
@@ -169,7 +171,9 @@ def load_run_config(path: Path) -> RunConfig:
         raise ConfigError(path, expected="YAML", found=found, remedy="mend the syntax") from error
     if not isinstance(content, dict):
         found = type(content).__name__
-        raise ConfigError(path, expected="a mapping", found=found, remedy="write 'key: value' lines")
+        raise ConfigError(
+            path, expected="a mapping", found=found, remedy="write 'key: value' lines"
+        )
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
@@ -180,7 +184,9 @@ def _load_engine_config(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(_read_text(path))
     except json.JSONDecodeError as error:
-        raise ConfigError(path, expected="JSON", found=str(error), remedy="mend the syntax") from error
+        raise ConfigError(
+            path, expected="JSON", found=str(error), remedy="mend the syntax"
+        ) from error
     if not isinstance(content, dict):
         found = type(content).__name__
         raise ConfigError(path, expected="a JSON object", found=found, remedy="see ds_configs/demo")

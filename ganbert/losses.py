@@ -79,8 +79,8 @@ class _SplitGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, first: Tensor, second: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def, override]
         dims = tuple(range(1, first.ndim))
-        allowed = ctx.max_ratio * first.norm(dim=dims, keepdim=True)
-        actual = second.norm(dim=dims, keepdim=True)
+        allowed = ctx.max_ratio * torch.linalg.vector_norm(first, dim=dims, keepdim=True)
+        actual = torch.linalg.vector_norm(second, dim=dims, keepdim=True)
         share = torch.where(actual > allowed, allowed / actual, torch.ones_like(actual))
         return first + share * second, None
 

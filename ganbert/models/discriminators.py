@@ -37,9 +37,10 @@ class BertDiscriminator(nn.Module):
     Forward
     -------
     mri : Tensor (N, 1, D, H, W), normalised
-    pet : Tensor (N, 2, D, H, W), normalised; the PET to judge, real or generated
+    pet : Tensor (K N, 2, D, H, W), normalised; the PETs to judge, real or generated: K of them
+        for each MRI, in K blocks of N
     pet_real : Tensor (N, 2, D, H, W), normalised; what the masked tokens should have been
-    masked_positions : Tensor (N, M), int64, of `sample_masks`
+    masked_positions : Tensor (K N, M), int64, of `sample_masks`
 
     Source: Shin et al. 2020, section 4.2, Fig. 3. For a generated PET the labels of the masked
     tokens are those of the real one ("BERT is tasked to predict the real PET numbers").
@@ -59,10 +60,12 @@ class BertDiscriminator(nn.Module):
         self, mri: Tensor, pet: Tensor, pet_real: Tensor, masked_positions: Tensor
     ) -> Judgement:
         """Judge `pet`, given `mri`."""
-        mri_values = summarise_mri(mri)
+        blocks = len(pet) // len(mri)
+        mri_values = summarise_mri(mri).repeat(blocks, 1)
         output = self.bert(mri_values, summarise_pet(pet), masked_positions)
         with torch.no_grad():
-            labels = self._labels(mri_values, summarise_pet(pet_real), masked_positions)
+            real_values = summarise_pet(pet_real).repeat(blocks, 1)
+            labels = self._labels(mri_values, real_values, masked_positions)
         return Judgement(output.nsp_logits, output.mlm_logits, labels)
 
     @staticmethod

@@ -1,0 +1,146 @@
+"""A training run: what was asked for, checked before any work, and its description in RUN.
+
+RUN holds run.json (this module), log.jsonl (`telemetry`), checkpoints/ and export/ (`checkpoint`),
+evaluation/ (`evaluate`) and report.html (`report`).
+"""
+
+import importlib.metadata
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import ganbert
+from ganbert.config import Recipe
+from ganbert.data.index import Index, Row, file_sha256, index_path, load_index
+from ganbert.errors import CheckpointError, DatasetError
+
+DESCRIPTION_NAME = "run.json"
+_VERSIONED = ("torch", "deepspeed", "transformers", "numpy", "nibabel", "prometheus_client")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: what was asked for, and where its results go.
+
+    Attributes
+    ----------
+    data : the prepared folder
+    output : RUN, the folder of results
+    intensity_ratio : paper, section 3.1; resolved from "auto"
+    resume_from : checkpoint to go on from, if any
+    """
+
+    recipe: Recipe
+    recipe_path: Path
+    data: Path
+    output: Path
+    index: Index
+    index_sha256: str
+    tracer: str
+    intensity_ratio: float
+    resume_from: Path | None
+
+    @property
+    def training_rows(self) -> list[Row]:
+        """Rows of the training split."""
+        return self.index.select("train")
+
+
+def plan_run(
+    recipe: Recipe, *, recipe_path: Path, data: Path, output: Path, resume_from: Path | None
+) -> Run:
+    """Read what the run depends on, and refuse what cannot work.
+
+    Raises
+    ------
+    DatasetError
+        If `data` was not prepared, or has no training rows of a single tracer.
+    CheckpointError
+        If `resume_from` belongs to a run with other networks or units.
+    """
+    index = load_index(data)
+    tracer = _only_tracer(data, index)
+    ratio = recipe.run.intensity_ratio
+    run = Run(
+        recipe=recipe,
+        recipe_path=recipe_path,
+        data=data.resolve(),
+        output=output,
+        index=index,
+        index_sha256=file_sha256(index_path(data)),
+        tracer=tracer,
+        intensity_ratio=index.intensity_ratio[tracer] if ratio == "auto" else ratio,
+        resume_from=resume_from,
+    )
+    if resume_from is not None:
+        check_same_networks(run)
+    return run
+
+
+def _only_tracer(data: Path, index: Index) -> str:
+    tracers = sorted({row.tracer for row in index.select("train")})
+    if len(tracers) != 1:
+        raise DatasetError(
+            data,
+            expected="training rows of one tracer",
+            found=", ".join(tracers) or "no training row",
+            remedy="prepare a dataset of one tracer for this run",
+        )
+    return tracers[0]
+
+
+def check_same_networks(run: Run) -> None:
+    """Refuse to resume networks or units other than those that the checkpoint holds.
+
+    Raises
+    ------
+    CheckpointError
+        If the recipe's generator, discriminator or intensity ratio changed.
+    """
+    before = json.loads((run.output / DESCRIPTION_NAME).read_text())
+    now = run.recipe.run.model_dump(mode="json")
+    for network in ("generator", "discriminator"):
+        old, new = before["recipe"]["run"][network], now[network]
+        if old != new:
+            changed = [key for key in new if old.get(key) != new[key]]
+            raise CheckpointError(
+                run.output,
+                expected=f"the {network} of the run that is resumed",
+                found=f"other {', '.join(changed)}",
+                remedy="restore run.yaml, or give another --output",
+            )
+    if before["intensity_ratio"] != run.intensity_ratio:
+        raise CheckpointError(
+            run.output,
+            expected=f"intensity_ratio {before['intensity_ratio']}",
+            found=str(run.intensity_ratio),
+            remedy="restore run.yaml, or give another --output",
+        )
+
+
+def describe_run(run: Run, world_size: int) -> dict[str, object]:
+    """Everything needed to tell this run from another, as JSON (`run.json`)."""
+    return {
+        "ganbert_version": ganbert.__version__,
+        "recipe_name": run.recipe_path.resolve().name,
+        "recipe": run.recipe.model_dump(mode="json"),
+        "data": str(run.data),
+        "index_sha256": run.index_sha256,
+        "tracer": run.tracer,
+        "unit": run.training_rows[0].unit,
+        "intensity_ratio": run.intensity_ratio,
+        "world_size": world_size,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+    }
+
+
+def write_description(run: Run, world_size: int) -> None:
+    """Write `run.json` into RUN (rank 0)."""
+    run.output.mkdir(parents=True, exist_ok=True)
+    temporary = run.output / f"{DESCRIPTION_NAME}.tmp"
+    temporary.write_text(json.dumps(describe_run(run, world_size), indent=1) + "\n")
+    os.replace(temporary, run.output / DESCRIPTION_NAME)

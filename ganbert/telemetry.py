@@ -1,0 +1,249 @@
+"""What a step of training was like: one `StepStats`, three sinks. The only prometheus_client user.
+
+`train` makes a `StepStats` at each optimiser step and hands it to `Telemetry`, which shows it on
+the console and writes it to `log.jsonl` (rank 0), and exports it to Prometheus (the first rank of
+each node; one endpoint a process, never the multiprocess mode, which leaves series of dead
+processes).
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ganbert.errors import PlatformError
+
+# Seconds; a CPU demo step takes seconds, a step on a fast GPU tenths.
+_STEP_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0)
+_PLAIN_INTERVAL_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """One optimiser step. Losses, accuracies: means over all ranks and micro-batches, unweighted.
+
+    Attributes
+    ----------
+    step : optimiser steps done, this one included
+    samples_seen : volumes seen by all ranks since the start of training
+    epoch : samples_seen divided by the number of training rows
+    seconds : wall time of the step; data_wait_seconds is the part spent waiting for the loader
+    volumes_per_second : over all ranks
+    nsp_accuracy_real, nsp_accuracy_generated : share that BERT judged rightly, 0..1
+    """
+
+    step: int
+    samples_seen: int
+    epoch: float
+    seconds: float
+    volumes_per_second: float
+    data_wait_seconds: float
+    loss_l1: float
+    loss_nsp_generator: float
+    loss_mlm_generator: float
+    loss_nsp_discriminator: float
+    loss_mlm_discriminator: float
+    nsp_accuracy_real: float
+    nsp_accuracy_generated: float
+    learning_rate_generator: float
+    learning_rate_discriminator: float
+
+
+class PrometheusSink:
+    """The series of one process, and the HTTP endpoint that serves them.
+
+    Parameters
+    ----------
+    port : 0 takes any free port; `port` then tells which
+
+    Raises
+    ------
+    PlatformError
+        If the port is taken.
+    """
+
+    def __init__(self, port: int, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self._define()
+        try:
+            self._server, self._thread = start_http_server(port, registry=self.registry)
+        except OSError as error:
+            raise PlatformError(
+                f"metrics_port {port}",
+                expected="a free port",
+                found=error.strerror or "an error",
+                remedy="set another metrics_port in run.yaml, or 0 for any free one",
+            ) from error
+        self.port: int = self._server.server_port
+
+    def _define(self) -> None:
+        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+            return Gauge(f"ganbert_{name}", text, labels, registry=self.registry)
+
+        def counter(name: str, text: str) -> Counter:
+            return Counter(f"ganbert_{name}", text, registry=self.registry)
+
+        self._step = gauge("step", "Optimiser steps done since the start of training")
+        self._steps = counter("steps", "Optimiser steps done by this process")
+        self._volumes = counter("volumes", "MRI and PET pairs trained on by all ranks")
+        self._wait = counter("data_wait_seconds", "Time this rank waited for the loader")
+        self._seconds = Histogram(
+            "ganbert_step_seconds",
+            "Wall time of an optimiser step",
+            buckets=_STEP_BUCKETS,
+            registry=self.registry,
+        )
+        self._epoch = gauge("epoch", "Passes over the training rows")
+        self._loss = gauge("loss", "Unweighted term of Eq. 1", ("network", "term"))
+        self._accuracy = gauge("nsp_accuracy_ratio", "Share judged rightly by BERT", ("kind",))
+        self._rate = gauge("learning_rate", "Learning rate", ("network",))
+
+    def write(self, stats: StepStats, new_volumes: int) -> None:
+        """Take over one step."""
+        self._step.set(stats.step)
+        self._steps.inc()
+        self._volumes.inc(new_volumes)
+        self._wait.inc(stats.data_wait_seconds)
+        self._seconds.observe(stats.seconds)
+        self._epoch.set(stats.epoch)
+        self._loss.labels("generator", "l1").set(stats.loss_l1)
+        self._loss.labels("generator", "nsp").set(stats.loss_nsp_generator)
+        self._loss.labels("generator", "mlm").set(stats.loss_mlm_generator)
+        self._loss.labels("discriminator", "nsp").set(stats.loss_nsp_discriminator)
+        self._loss.labels("discriminator", "mlm").set(stats.loss_mlm_discriminator)
+        self._accuracy.labels("real").set(stats.nsp_accuracy_real)
+        self._accuracy.labels("generated").set(stats.nsp_accuracy_generated)
+        self._rate.labels("generator").set(stats.learning_rate_generator)
+        self._rate.labels("discriminator").set(stats.learning_rate_discriminator)
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class JsonlSink:
+    """One JSON object a line; where a resumed run repeats a step, the last line holds."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream: TextIO = path.open("a", buffering=1)
+
+    def write(self, stats: StepStats) -> None:
+        """Append one step."""
+        self._stream.write(json.dumps(asdict(stats)) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+class ConsoleSink:
+    """Live progress on a terminal, a plain line every 15 s elsewhere (a log, a pod)."""
+
+    def __init__(self, max_steps: int, done: int, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.max_steps = max_steps
+        self._done_at_start = done
+        self._started = time.monotonic()
+        self._last_line = -_PLAIN_INTERVAL_SECONDS
+        self._progress = Progress(
+            TextColumn("[bold]training"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[line]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._progress.add_task("training", total=max_steps, completed=done, line="")
+        self._progress.start()
+
+    @staticmethod
+    def line(stats: StepStats) -> str:
+        """Describe a step in a few words."""
+        return (
+            f"{stats.volumes_per_second:.2f} vol/s  L1 {stats.loss_l1:.3f}"
+            f"  G nsp {stats.loss_nsp_generator:.2f} mlm {stats.loss_mlm_generator:.2f}"
+            f"  D nsp {stats.loss_nsp_discriminator:.2f} mlm {stats.loss_mlm_discriminator:.2f}"
+            f"  acc real {stats.nsp_accuracy_real:.0%} gen {stats.nsp_accuracy_generated:.0%}"
+        )
+
+    def write(self, stats: StepStats) -> None:
+        """Show one step."""
+        self._progress.update(self._task, completed=stats.step, line=self.line(stats))
+        now = time.monotonic()
+        due = now - self._last_line >= _PLAIN_INTERVAL_SECONDS or stats.step == self.max_steps
+        if self._progress.disable and due:
+            self._last_line = now
+            per_step = (now - self._started) / max(stats.step - self._done_at_start, 1)
+            minutes, seconds = divmod(round(per_step * (self.max_steps - stats.step)), 60)
+            eta = f"ETA {minutes}:{seconds:02d}"
+            self.console.print(
+                f"step {stats.step}/{self.max_steps}  {eta}  {self.line(stats)}",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def close(self) -> None:
+        """Stop drawing."""
+        self._progress.stop()
+
+
+class Telemetry:
+    """Fans a step out to the sinks that this rank has; a context manager.
+
+    Parameters
+    ----------
+    run : folder of the run, for `log.jsonl`
+    is_first : whether this is rank 0
+    port : where this process serves /metrics; None if it does not
+    """
+
+    def __init__(
+        self, run: Path, *, is_first: bool, port: int | None, max_steps: int, done: int
+    ) -> None:
+        self._prometheus = None if port is None else PrometheusSink(port)
+        self._sinks: list[Any] = []
+        if is_first:
+            self._sinks = [ConsoleSink(max_steps, done), JsonlSink(run / "log.jsonl")]
+
+    @property
+    def port(self) -> int | None:
+        """Port that /metrics is served on, if this process serves it."""
+        return None if self._prometheus is None else self._prometheus.port
+
+    def say(self, text: str) -> None:
+        """Print a line above the progress, on the rank that shows it."""
+        for sink in self._sinks:
+            if isinstance(sink, ConsoleSink):
+                sink.console.print(text, highlight=False, soft_wrap=True)
+
+    def write(self, stats: StepStats, new_volumes: int) -> None:
+        """Hand one step to every sink; `new_volumes` were seen in it by all ranks."""
+        for sink in self._sinks:
+            sink.write(stats)
+        if self._prometheus is not None:
+            self._prometheus.write(stats, new_volumes)
+
+    def __enter__(self) -> "Telemetry":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for sink in self._sinks:
+            sink.close()
+        if self._prometheus is not None:
+            self._prometheus.close()

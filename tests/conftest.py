@@ -54,3 +54,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def repository() -> Path:
     """Root of the repository."""
     return TESTS.parent
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export folder of an untrained generator on the tiny grids. Copy it to damage it."""
+    import torch
+
+    from ganbert.checkpoint import export_generator
+    from ganbert.config import GRIDS, GeneratorConfig
+    from ganbert.models.generator import build_generator
+
+    config, (mri_grid, pet_grid) = GeneratorConfig(channels=(4, 8)), GRIDS["tiny"]
+    torch.manual_seed(0)
+    card = {
+        "ganbert_version": "0",
+        "generator": config,
+        "mri_grid": mri_grid,
+        "pet_grid": pet_grid,
+        "intensity_ratio": 0.01,
+        "tracer": "AV45",
+        "unit": "SUVR",
+        "data_range": (0.0, 3.0),
+        "frame_start_s": (3000.0, 3300.0),
+        "frame_duration_s": (300.0, 300.0),
+        "num_steps": 1,
+        "num_training_rows": 1,
+        "index_sha256": "0" * 64,
+    }
+    weights = build_generator(config, mri_grid, pet_grid).state_dict()
+    return export_generator(tmp_path_factory.mktemp("run"), weights, card)

@@ -1,54 +1,25 @@
 """An export loads, predicts in the original unit and place, and refuses what does not fit."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID, GeneratorConfig, ModelCard
+from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID
 from ganbert.data.conform import concentric_affine, conform_mri
 from ganbert.data.index import file_sha256
 from ganbert.data.volume import Volume
 from ganbert.errors import CheckpointError, PlatformError
-from ganbert.models.generator import build_generator
 from ganbert.predict import CARD_NAME, WEIGHTS_NAME, find_export, load_predictor
-
-CONFIG = GeneratorConfig(channels=(4, 8))
-
-
-def write_export(folder: Path) -> ModelCard:
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
-    generator = build_generator(CONFIG, TINY_MRI_GRID, TINY_PET_GRID)
-    save_file(generator.state_dict(), folder / WEIGHTS_NAME)
-    card = ModelCard(
-        ganbert_version="0",
-        generator=CONFIG,
-        mri_grid=TINY_MRI_GRID,
-        pet_grid=TINY_PET_GRID,
-        intensity_ratio=0.01,
-        tracer="AV45",
-        unit="SUVR",
-        data_range=(0.0, 3.0),
-        frame_start_s=(3000.0, 3300.0),
-        frame_duration_s=(300.0, 300.0),
-        num_steps=1,
-        num_training_rows=1,
-        index_sha256="0" * 64,
-        weights_sha256=file_sha256(folder / WEIGHTS_NAME),
-    )
-    (folder / CARD_NAME).write_text(card.model_dump_json())
-    return card
 
 
 @pytest.fixture
-def export(tmp_path: Path) -> Path:
-    write_export(tmp_path / "run" / "export")
-    return tmp_path / "run" / "export"
+def export(tmp_path: Path, tiny_export: Path) -> Path:
+    return shutil.copytree(tiny_export, tmp_path / "run" / "export")
 
 
 @pytest.fixture

@@ -1,0 +1,93 @@
+"""Commands in the pages are commands: they parse, their targets and their files exist."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+from ganbert.cli import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/architecture.md")
+KNOWN_PROGRAMS = ("ganbert", "deepspeed", "make", ".venv/bin/pre-commit")
+
+
+def commands(page: str) -> Iterator[str]:
+    """Lines of the blocks that are marked as bash."""
+    for block in re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+        yield from (line.split("  #")[0].strip() for line in block.splitlines() if line.strip())
+
+
+COMMANDS = [(page, command) for page in PAGES for command in commands(page)]
+
+
+def starting_with(program: str) -> pytest.MarkDecorator:
+    lines = [command for _, command in COMMANDS if shlex.split(command)[0] == program]
+    return pytest.mark.parametrize("command", lines)
+
+
+def test_every_command_is_of_a_program_that_is_checked_here() -> None:
+    assert COMMANDS
+    assert {shlex.split(command)[0] for _, command in COMMANDS} <= set(KNOWN_PROGRAMS)
+
+
+@starting_with("ganbert")
+def test_ganbert_commands_parse(command: str) -> None:
+    _, verb, *arguments = shlex.split(command)
+    typer.main.get_command(app).commands[verb].make_context(verb, arguments)
+
+
+@starting_with("deepspeed")
+def test_train_commands_parse(command: str) -> None:
+    from ganbert.train import parse_options
+
+    words = shlex.split(command)
+    script = words.index("ganbert/train.py")
+    options = parse_options(words[script + 1 :])
+    assert (ROOT / options.config / "run.yaml").is_file()
+
+
+@starting_with("make")
+def test_make_targets_exist(command: str) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for word in shlex.split(command)[1:]:
+        pattern = rf"^{word.split('=')[0]} \?=" if "=" in word else rf"^{word}:"
+        assert re.search(pattern, makefile, re.MULTILINE), f"make knows no {word}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
+        assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_recipes_that_are_named_exist(page: str) -> None:
+    for name in re.findall(r"ds_configs/(\w+)", (ROOT / page).read_text()):
+        assert (ROOT / "ds_configs" / name / "run.yaml").is_file(), name
+
+
+def test_architecture_names_every_module() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for path in (ROOT / "ganbert").rglob("*.py"):
+        is_part = path.parent.name == "report" or path.stem.startswith("phantom_")
+        if path.name != "__init__.py" and not is_part:
+            assert path.name in text, f"docs/architecture.md does not name {path.name}"
+
+
+def test_every_metric_is_in_the_table() -> None:
+    from ganbert.telemetry import PrometheusSink
+
+    sink = PrometheusSink(0)
+    try:
+        names = {
+            f"{metric.name}_total" if metric.type == "counter" else metric.name
+            for metric in sink.registry.collect()
+        }
+    finally:
+        sink.close()
+    listed = set(re.findall(r"^\| `(ganbert_\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert listed == names

@@ -46,6 +46,13 @@ class Scale:
     high: float
     unit: str
 
+    @property
+    def ticks(self) -> tuple[str, str, str]:
+        """Text at the left end, the middle and the right end of the colour bar."""
+        sign = "+" if self.low < 0 else ""
+        low, middle = format(self.low, "g"), format((self.low + self.high) / 2, "g")
+        return low.replace("-", "\u2212"), middle, sign + format(self.high, "g")
+
 
 @dataclass(frozen=True)
 class View:
@@ -174,3 +181,103 @@ def place_labels(view: View) -> list[Label]:
         labels += [Label(text, left, 100 * y / total) for text, left, y in places]
         top += height + GAP_MM
     return labels
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A column of panels with its colour bar.
+
+    Attributes
+    ----------
+    key : "mri", "real", "synthesised" or "difference"
+    frames : data URI per frame; one for the MRI, which has no frames
+    bar : data URI of the colour bar
+    """
+
+    key: str
+    title: str
+    frames: tuple[str, ...]
+    scale: Scale
+    bar: str
+
+
+@dataclass(frozen=True)
+class CaseFigures:
+    """All pictures of one subject."""
+
+    panels: tuple[Panel, ...]
+    labels: tuple[Label, ...]
+    view: View
+    aspect: float
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The colour scales that all shown subjects share."""
+
+    mri: Scale
+    pet: Scale
+    difference: Scale
+
+
+def choose_scales(pets_real: list[Volume], pets_fake: list[Volume]) -> Scales:
+    """Choose round ends from all shown subjects and frames.
+
+    PET: 0 to the 99.9th percentile of the real PETs; difference: symmetric, to the 99.5th
+    percentile of its size. What lies outside takes the colour of the end.
+    """
+    top = max(float(np.percentile(pet.array, 99.9)) for pet in pets_real)
+    error = max(
+        float(np.percentile(np.abs(fake.array - real.array), 99.5))
+        for fake, real in zip(pets_fake, pets_real, strict=True)
+    )
+    unit = pets_real[0].unit
+    high, width = round_up(top), round_up(error)
+    return Scales(
+        mri=Scale(COLORMAPS["mri"], 0.0, 255.0, "arbitrary"),
+        pet=Scale(COLORMAPS["pet"], 0.0, high, unit),
+        difference=Scale(COLORMAPS["difference"], -width, width, unit),
+    )
+
+
+def round_up(value: float) -> float:
+    """Round up to 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8 or 10 times a power of ten; 1 if not positive.
+
+    >>> round_up(2.13), round_up(0.06), round_up(0.0)
+    (2.5, 0.06, 1.0)
+    """
+    if not value > 0:
+        return 1.0
+    power = 10.0 ** np.floor(np.log10(value))
+    steps = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
+    return float(next(s * power for s in steps if s * power >= value * (1 - 1e-9)))
+
+
+def draw_case(mri: Volume, pet_real: Volume, pet_fake: Volume, scales: Scales) -> CaseFigures:
+    """Draw MRI, real PET, synthesised PET and their difference.
+
+    Parameters
+    ----------
+    mri : (1, D, H, W), 0..255
+    pet_real, pet_fake : (T, D, H, W), one unit, one grid
+    """
+    view = choose_view(pet_real)
+    difference = Volume(pet_fake.array - pet_real.array, pet_real.affine, pet_real.unit)
+    columns = (
+        ("mri", "T1w MRI (input)", mri, scales.mri),
+        ("real", "Real PET", pet_real, scales.pet),
+        ("synthesised", "Synthesised PET", pet_fake, scales.pet),
+        ("difference", "Synthesised \u2212 real", difference, scales.difference),
+    )
+    panels = tuple(
+        Panel(key, title, draw_frames(volume, view, scale), scale, draw_color_bar(scale))
+        for key, title, volume, scale in columns
+    )
+    height = sum(view.high_mm[up] - view.low_mm[up] for _, _, up, _ in PLANES)
+    height += GAP_MM * (len(PLANES) - 1)
+    return CaseFigures(panels, tuple(place_labels(view)), view, panel_width_mm(view) / height)
+
+
+def draw_frames(volume: Volume, view: View, scale: Scale) -> tuple[str, ...]:
+    """Draw every frame of a volume."""
+    return tuple(draw_panels(volume, t, view, scale) for t in range(volume.array.shape[0]))

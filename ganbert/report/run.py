@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ganbert.data.index import Row
 from ganbert.errors import CheckpointError, DatasetError
+from ganbert.tracers import get_tracer
 
 SETTINGS_NAME, LOG_NAME = "run.json", "log.jsonl"
 METRICS_NAME = "evaluation/metrics.tsv"
@@ -193,3 +195,24 @@ def _metric_row(line: dict[str, str]) -> MetricRow:
 
 def _metric(text: str) -> float:
     return math.nan if text in ("", "n/a") else float(text)
+
+
+def find_prediction(run: Path, row: Row) -> Path:
+    """Return the synthesised PET that `evaluate` kept for a row of the index.
+
+    Raises
+    ------
+    DatasetError
+        If it is not there.
+    """
+    session = f"_ses-{row.session}" if row.session else ""
+    tracer = f"_trc-{get_tracer(row.tracer).bids_label}"
+    file = run / PREDICTIONS_NAME / f"sub-{row.subject}{session}{tracer}_pet.nii"
+    if not file.exists():
+        raise DatasetError(
+            file,
+            expected="the synthesised PET that `ganbert evaluate` keeps",
+            found="nothing",
+            remedy="run `ganbert evaluate` again",
+        )
+    return file

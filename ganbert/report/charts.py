@@ -9,7 +9,7 @@ One floor below `report.py`: it knows arrays, not runs. The brain panels are in 
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import matplotlib
 import numpy as np
@@ -88,8 +88,82 @@ class Chart:
     unit: str
     series: tuple[Series, ...]
     logarithmic: bool = False
-    limits: tuple[float, float] | None = None
+    limits: tuple[float, float | None] | None = None
     mark: tuple[float, str] | None = None
+
+
+# The training charts, over keys of `log.jsonl`: (label, key, colour) of each line.
+_Lines = tuple[tuple[str, str, str], ...]
+_TRAINING: tuple[tuple[Chart, _Lines], ...] = (
+    (
+        Chart("l1", "Reconstruction", "L1 loss", (), logarithmic=True),
+        (("generator", "loss_l1", FIRST),),
+    ),
+    (
+        Chart("nsp", "Real or generated? (NSP)", "cross-entropy", ()),
+        (
+            ("generator", "loss_nsp_generator", FIRST),
+            ("discriminator", "loss_nsp_discriminator", SECOND),
+        ),
+    ),
+    (
+        Chart("accuracy", "NSP accuracy of BERT", "share correct", (), False, (0, 1.04),
+              (0.5, "chance")),
+        (
+            ("real PET", "nsp_accuracy_real", FIRST),
+            ("generated PET", "nsp_accuracy_generated", SECOND),
+        ),
+    ),
+    (
+        Chart("mlm", "Masked tokens (MLM)", "cross-entropy", ()),
+        (
+            ("generator", "loss_mlm_generator", FIRST),
+            ("discriminator", "loss_mlm_discriminator", SECOND),
+        ),
+    ),
+    (
+        Chart("rate", "Learning rate", "", ()),
+        (
+            ("generator", "learning_rate_generator", FIRST),
+            ("discriminator", "learning_rate_discriminator", SECOND),
+        ),
+    ),
+    (
+        Chart("throughput", "Throughput", "volumes per second", (), limits=(0, None)),
+        (("all ranks", "volumes_per_second", THIRD),),
+    ),
+)  # fmt: skip
+
+
+def draw_training(steps: Array, columns: dict[str, Array]) -> list[tuple[str, str]]:
+    """Draw each training chart of which the log has at least one line.
+
+    Parameters
+    ----------
+    steps : (N,) optimiser steps, increasing
+    columns : key of `log.jsonl` -> (N,), NaN where unknown
+
+    Returns
+    -------
+    (description, SVG) of each chart
+    """
+    drawn = []
+    for chart, lines in _TRAINING:
+        series = tuple(
+            Series(label, columns[key], color)
+            for label, key, color in lines
+            if key in columns and np.isfinite(columns[key]).any()
+        )
+        if series:
+            text = f"{chart.title}: {chart.unit or 'value'} over optimiser steps; " + "; ".join(
+                f"{line.label} ends at {_last(line.values):.3g}" for line in series
+            )
+            drawn.append((text, draw_lines(replace(chart, series=series), steps)))
+    return drawn
+
+
+def _last(values: Array) -> float:
+    return float(values[np.isfinite(values)][-1])
 
 
 def draw_lines(chart: Chart, steps: Array) -> str:
@@ -213,6 +287,7 @@ def _to_svg(figure: Figure, key: str) -> str:
     figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # Several charts share one page, and an id must be unique in it.
     svg = re.sub(r'\bid="', f'id="{key}-', svg)

@@ -1,0 +1,180 @@
+"""Which subjects the report shows, and the pictures made from their images.
+
+The best, the median and the worst held-out subject by PSNR, so that nobody has to wonder how they
+were picked; the histograms take all held-out subjects.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from markupsafe import Markup
+
+from ganbert.data.index import Index, Row, load_index
+from ganbert.data.nifti import read_cache, read_volume
+from ganbert.data.volume import Volume
+from ganbert.errors import DatasetError
+from ganbert.report.charts import draw_by_subject, draw_histogram
+from ganbert.report.panels import CaseFigures, choose_scales, draw_case
+from ganbert.report.run import MetricRow, find_prediction
+from ganbert.report.scores import BASELINE, GANBERT, METHOD_NAMES, format_number
+
+Image = tuple[str, str | None, str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shown subject.
+
+    Attributes
+    ----------
+    rank : "best", "median" or "worst"
+    """
+
+    label: str
+    rank: str
+    numbers: str
+    figures: CaseFigures
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """All pictures of held-out subjects.
+
+    Attributes
+    ----------
+    frames : name of each PET frame
+    histograms : (description, SVG) of each frame
+    """
+
+    frames: list[str]
+    cases: list[Case]
+    histograms: list[tuple[str, Markup]]
+    unit: str
+
+
+def image_label(image: Image) -> str:
+    """Return the BIDS label of an image: `sub-01` or `sub-01 ses-02`.
+
+    >>> image_label(("01", "02", "FDG")), image_label(("01", None, "FDG"))
+    ('sub-01 ses-02', 'sub-01')
+    """
+    subject, session, _ = image
+    return f"sub-{subject} ses-{session}" if session else f"sub-{subject}"
+
+
+def choose_images(rows: list[MetricRow]) -> list[tuple[str, MetricRow]]:
+    """Choose the best, median and worst image by GANBERT's PSNR; fewer if there are fewer."""
+    ours = sorted(
+        (row for row in rows if row.method == GANBERT), key=lambda row: -row.values["psnr"]
+    )
+    if not ours:
+        return []
+    places = {"best": 0, "median": len(ours) // 2, "worst": len(ours) - 1}
+    if len(ours) < 3:
+        del places["median"]
+    if len(ours) < 2:
+        return [("only", ours[0])]
+    return [(rank, ours[place]) for rank, place in places.items()]
+
+
+def draw_pictures(run: Path, data: Path, rows: list[MetricRow]) -> Pictures:
+    """Read the images of the evaluated subjects and draw them.
+
+    Parameters
+    ----------
+    data : the prepared folder
+    rows : metrics of one mask and reference
+
+    Raises
+    ------
+    DatasetError, ImageError
+        If the prepared folder or a prediction is missing or torn.
+    """
+    index = load_index(data)
+    chosen = choose_images(rows)
+    pets = {row.image: _read_pets(run, data, index, row.image)
+            for row in rows if row.method == GANBERT}  # fmt: skip
+    shown = [pets[row.image] for _, row in chosen]
+    scales = choose_scales([real for real, _ in shown], [fake for _, fake in shown])
+    cases = []
+    for rank, row in chosen:
+        real, fake = pets[row.image]
+        mri = read_cache(data / _find_row(index, row.image).mri.path)
+        figures = draw_case(mri, real, fake, scales)
+        cases.append(Case(image_label(row.image), rank, _numbers(row, real.unit), figures))
+    frames = _frame_names(_find_row(index, chosen[0][1].image))
+    return Pictures(frames, cases, _histograms(list(pets.values()), frames), shown[0][0].unit)
+
+
+def _find_row(index: Index, image: Image) -> Row:
+    for row in index.rows:
+        if (row.subject, row.session, row.tracer) == image:
+            return row
+    raise DatasetError(
+        "prepared folder",
+        expected=image_label(image),
+        found="an index without it",
+        remedy="evaluate again with the prepared folder of this run",
+    )
+
+
+def _read_pets(run: Path, data: Path, index: Index, image: Image) -> tuple[Volume, Volume]:
+    row = _find_row(index, image)
+    real = read_cache(data / row.pet.path, row.unit)
+    return real, read_volume(find_prediction(run, row), row.unit)
+
+
+def _numbers(row: MetricRow, unit: str) -> str:
+    values = row.values
+    return (
+        f"PSNR {format_number(values['psnr'], 2)} dB, SSIM {format_number(values['ssim'], 3)}, "
+        f"RMSE {format_number(values['rmse'], 4)} {unit}"
+    )
+
+
+def _frame_names(row: Row) -> list[str]:
+    return [
+        f"Frame {number}: {start / 60:g}\u2013{(start + duration) / 60:g} min"
+        for number, (start, duration) in enumerate(
+            zip(row.frame_start_s, row.frame_duration_s, strict=True), start=1
+        )
+    ]
+
+
+def _histograms(
+    pets: list[tuple[Volume, Volume]], frames: list[str]
+) -> list[tuple[str, Markup]]:
+    drawn = []
+    for t, name in enumerate(frames):
+        real = np.concatenate([pet.array[t].ravel() for pet, _ in pets]).astype(np.float64)
+        fake = np.concatenate([pet.array[t].ravel() for _, pet in pets]).astype(np.float64)
+        unit = pets[0][0].unit
+        svg = draw_histogram(real, fake, unit, key=f"histogram{t}", title=name)
+        text = (
+            f"Histogram on a log count axis, {name}: real PET from {real.min():.3g} to "
+            f"{real.max():.3g} {unit}, synthesised PET from {fake.min():.3g} to {fake.max():.3g}"
+        )
+        drawn.append((text, Markup(svg)))  # noqa: S704 - our own SVG
+    return drawn
+
+
+def draw_subjects(rows: list[MetricRow]) -> tuple[str, Markup] | None:
+    """Draw PSNR of GANBERT and of the mean of the training PETs, subject by subject."""
+    by_method = {
+        method: {row.image: row.values["psnr"] for row in rows if row.method == method}
+        for method in (GANBERT, BASELINE)
+    }
+    images = [image for image in by_method[GANBERT] if image in by_method[BASELINE]]
+    if not images:
+        return None
+    values = {
+        METHOD_NAMES[method]: np.array([by_method[method][image] for image in images])
+        for method in by_method
+    }
+    names = [image_label(image) for image in images]
+    svg = draw_by_subject(names, values, "PSNR, dB", key="subjects", title="Subject by subject")
+    wins = int(np.sum(values[METHOD_NAMES[GANBERT]] > values[METHOD_NAMES[BASELINE]]))
+    text = f"PSNR by subject: GANBERT is above the mean of the training PETs in {wins} " \
+           f"of {len(images)}"  # fmt: skip
+    return text, Markup(svg)  # noqa: S704 - our own SVG

@@ -78,7 +78,9 @@ constraints: $(INSTALLED) ## print the versions that .venv holds now, in the for
 .PHONY: demo demo-clean
 demo: $(DEMO_DIR)/.infer.done ## phantom -> prepare -> train -> evaluate -> infer -> report, on what this machine has
 	@echo "== [7/7] report"
-	@ganbert report $(DEMO_DIR)/run
+	@report=$$(ganbert report "$(DEMO_DIR)/run"); cat "$(DEMO_DIR)/table.txt"; echo; \
+	echo "The same with pictures: $$report"; \
+	echo "The real T1w with its synthetic PET on top: $(DEMO_DIR)/real/overlay.png"
 
 demo-clean: ## remove what the demo wrote
 	@if [ -e "$(DEMO_DIR)/.demo" ]; then rm -rf "$(DEMO_DIR)"; echo "removed $(DEMO_DIR)"; \
@@ -114,7 +116,7 @@ $(DEMO_DIR)/.train.done: $(DEMO_DIR)/.prepare.done
 $(DEMO_DIR)/.evaluate.done: $(DEMO_DIR)/.train.done
 	@echo "== [4/7] evaluate on the held-out subjects"
 	@rm -rf "$(DEMO_DIR)/run/evaluation"
-	@ganbert evaluate "$(DEMO_DIR)/run"
+	@COLUMNS=100 ganbert evaluate "$(DEMO_DIR)/run" > "$(DEMO_DIR)/table.txt"
 	@touch $@
 
 $(DEMO_DIR)/.infer.done: $(DEMO_DIR)/.evaluate.done

@@ -28,7 +28,8 @@ DATA_FLOORS = (
     {"nifti", "phantom_anatomy"},
     {"phantom_uptake", "phantom_scanner"},
     {"phantom_bids"},
-    {"conform", "layouts", "phantom", "reference", "pipeline"},
+    {"conform", "layouts", "phantom", "pipeline"},
+    {"cache", "reference"},
     {"loader"},
 )
 ONLY_IMPORTERS = {

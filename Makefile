@@ -104,7 +104,7 @@ $(DEMO_DIR)/.prepare.done: $(DEMO_DIR)/.phantom.done
 	@touch $@
 
 $(DEMO_DIR)/.train.done: $(DEMO_DIR)/.prepare.done
-	@gpus=$$(nvidia-smi -L 2>/dev/null | wc -l); cores=$$(nproc); \
+	@gpus=$$(python -c 'import torch; print(torch.cuda.device_count())'); cores=$$(nproc); \
 	procs="$(NUM_PROCS)"; if [ -z "$$procs" ]; then \
 	  if [ $$gpus -gt 0 ]; then procs=$$gpus; else procs=$$(( cores < 2 ? 1 : 2 )); fi; fi; \
 	if [ $$gpus -eq 0 ]; then export OMP_NUM_THREADS=$$(( cores / procs > 0 ? cores / procs : 1 )); fi; \

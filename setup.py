@@ -36,6 +36,7 @@ setup(
         "numpy>=2.0",
         "scipy>=1.14",
         "nilearn>=0.12",  # carries the MNI152 maps that the phantom is made from
+        "joblib>=1.3",
         "pybids>=0.19",
         "prometheus-client>=0.21",
         "pydantic>=2.9",

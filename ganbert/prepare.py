@@ -1,0 +1,290 @@
+"""`ganbert prepare`: a BIDS dataset becomes a streaming cache and its index.
+
+For each pair, `data/cache.py` conforms and writes the images. Then: split by subject, suggest an
+intensity ratio per tracer from the training rows, and write `index.json` last, so that a folder
+with an index is a whole one.
+
+    out/prepare.json        what this folder is made from, written first
+    out/cache/...           images and one JSON per finished row
+    out/index.json          written last
+
+Interrupting loses at most the rows at work: finished ones are not made again. Left-over `*.tmp` are
+removed by the next run. An unusable image stops the run; what was finished stays for the next one.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import joblib
+from joblib.externals.loky.process_executor import BrokenProcessPool
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+import ganbert
+from ganbert.config import Grid
+from ganbert.data.cache import CACHE_NAME, CachePlace, make_row
+from ganbert.data.conform import suggest_intensity_ratio
+from ganbert.data.index import (
+    INDEX_NAME,
+    SCHEMA_VERSION,
+    Index,
+    Row,
+    Split,
+    save_index,
+)
+from ganbert.data.layouts import find_pairs
+from ganbert.data.volume import Pair
+from ganbert.errors import ConfigError, OutputError, PlatformError
+
+SPLIT_FRACTIONS = (0.7, 0.1, 0.2)
+_PLAN_NAME = "prepare.json"
+_PACKAGES = ("nibabel", "numpy", "scipy")
+
+
+class Plan(BaseModel):
+    """What an output folder is made from (`prepare.json`).
+
+    Attributes
+    ----------
+    dataset : absolute path of the input
+    fractions : of subjects in train, val and test
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str
+    mri_grid: Grid
+    pet_grid: Grid
+    seed: int
+    fractions: tuple[float, float, float]
+
+
+def prepare(
+    bids: Path,
+    out: Path,
+    *,
+    mri_grid: Grid,
+    pet_grid: Grid,
+    seed: int = 0,
+    fractions: tuple[float, float, float] = SPLIT_FRACTIONS,
+    jobs: int | None = None,
+    console: Console | None = None,
+) -> Index:
+    """Prepare a dataset for training.
+
+    Parameters
+    ----------
+    bids : BIDS dataset with T1w and PET
+    out : new or empty folder, or one that a previous run with the same options has begun
+    seed : of the split
+    fractions : of subjects in train, val and test; they add up to 1
+    jobs : processes; None for one per core
+    console : for the progress bar; None for standard error
+
+    Returns
+    -------
+    Index
+        As written to `out/index.json`.
+
+    Raises
+    ------
+    ConfigError
+        If `fractions` or `jobs` make no sense.
+    DatasetError, ImageError
+        If the dataset or one of its images is not usable. Finished rows stay for the next run.
+    OutputError
+        If `out` is not empty and not a previous run on the same inputs with the same options.
+    """
+    _check_options(fractions, jobs)
+    pairs = find_pairs(bids)
+    plan = Plan(
+        dataset=str(bids.resolve()),
+        mri_grid=mri_grid,
+        pet_grid=pet_grid,
+        seed=seed,
+        fractions=fractions,
+    )
+    splits = split_subjects([pair.subject for pair in pairs], seed, fractions)
+    with _claimed(out, plan):
+        place = CachePlace(bids, out, mri_grid, pet_grid)
+        rows = _make_rows(pairs, place, jobs, console or Console(stderr=True))
+        rows = [row.model_copy(update={"split": splits[row.subject]}) for row in rows]
+        index = Index(
+            schema_version=SCHEMA_VERSION,
+            mri_grid=mri_grid,
+            pet_grid=pet_grid,
+            intensity_ratio=_suggest_ratios(rows),
+            rows=tuple(rows),
+            versions=_versions(),
+        )
+        save_index(index, out)
+    return index
+
+
+def split_subjects(
+    subjects: Sequence[str], seed: int, fractions: tuple[float, float, float] = SPLIT_FRACTIONS
+) -> dict[str, Split]:
+    """Return the split of each subject.
+
+    Subjects are ordered by a hash of (seed, label) and the order is cut: test first, then val, the
+    rest is train. A threshold on the hash alone would never move a subject when others are added,
+    but gives a cohort of ten an empty test set now and then; this way the sizes are exact (at least
+    one each from three subjects on), and adding subjects moves only those near the two cuts.
+
+    Parameters
+    ----------
+    subjects : labels; repeated ones (sessions, tracers) stay together
+    """
+
+    def key(subject: str) -> str:
+        return hashlib.sha256(f"{seed}:{subject}".encode()).hexdigest()
+
+    ordered = sorted(set(subjects), key=key)
+    num_val, num_test = (round(fraction * len(ordered)) for fraction in fractions[1:])
+    if len(ordered) >= 3:
+        num_val, num_test = max(num_val, 1), max(num_test, 1)
+    # With one or two subjects, and whatever the fractions, there must be something to train on.
+    num_test = min(num_test, max(len(ordered) - 1, 0))
+    num_val = min(num_val, max(len(ordered) - num_test - 1, 0))
+    splits: dict[str, Split] = dict.fromkeys(ordered, "train")
+    splits |= dict.fromkeys(ordered[:num_test], "test")
+    splits |= dict.fromkeys(ordered[num_test : num_test + num_val], "val")
+    return splits
+
+
+def _check_options(fractions: tuple[float, float, float], jobs: int | None) -> None:
+    if min(fractions) < 0 or abs(sum(fractions) - 1.0) > 1e-6 or fractions[0] == 0:
+        expected = "fractions of train (above 0), val and test that add up to 1"
+        raise ConfigError("split", expected=expected, found=str(fractions), remedy="mend them")
+    if jobs is not None and jobs < 1:
+        raise ConfigError("--jobs", expected="at least 1", found=str(jobs), remedy="raise it")
+
+
+@contextlib.contextmanager
+def _claimed(out: Path, plan: Plan) -> Iterator[None]:
+    """Make or take over the output folder; leave no empty shell behind on failure."""
+    is_new = _check_out(out, plan)
+    cache = out / CACHE_NAME
+    try:
+        existed = out.exists()
+        cache.mkdir(parents=True, exist_ok=True)
+        for leftover in [*out.glob("*.tmp"), *cache.glob("*.tmp")]:
+            leftover.unlink()
+        # Rows may change, and an index must not outlive them.
+        (out / INDEX_NAME).unlink(missing_ok=True)
+        _write_text(out / _PLAN_NAME, plan.model_dump_json(indent=1))
+    except OSError as error:
+        found = error.strerror or type(error).__name__
+        remedy = "choose another folder"
+        raise OutputError(out, expected="a writable folder", found=found, remedy=remedy) from error
+    try:
+        yield
+    except BaseException:
+        if is_new and not any(cache.glob("*.json")):
+            _remove_shell(out, cache, keep=existed)
+        raise
+
+
+def _check_out(out: Path, plan: Plan) -> bool:
+    """Return whether `out` is new or empty; raise if it holds anything but the same plan."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return True
+    remedy = "choose another folder or remove it"
+    try:
+        previous = Plan.model_validate_json((out / _PLAN_NAME).read_text())
+    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        found = "a folder that is not empty" if out.is_dir() else "a file"
+        expected = "an empty folder, or one that `ganbert prepare` has begun"
+        raise OutputError(out, expected=expected, found=found, remedy=remedy) from error
+    before, now = previous.model_dump(), plan.model_dump()
+    changes = [f"{name} {before[name]}" for name in now if before[name] != now[name]]
+    if changes:
+        expected = ", ".join(f"{name} {now[name]}" for name in now if before[name] != now[name])
+        found = f"a cache made with {', '.join(changes)}"
+        raise OutputError(out, expected=expected, found=found, remedy=remedy)
+    return False
+
+
+def _remove_shell(out: Path, cache: Path, *, keep: bool) -> None:
+    for file in [*cache.iterdir(), out / _PLAN_NAME]:
+        file.unlink()
+    cache.rmdir()
+    if not keep:
+        out.rmdir()
+
+
+def _make_rows(
+    pairs: Sequence[Pair], place: CachePlace, jobs: int | None, console: Console
+) -> list[Row]:
+    """Make the rows in parallel; sorted by subject, session and tracer."""
+    jobs = min(jobs or joblib.cpu_count(), len(pairs))
+    make = joblib.delayed(functools.partial(make_row, place=place))
+    columns = (
+        TextColumn("prepare"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    rows = []
+    # One thread per process: the processes already take all cores.
+    backend = joblib.parallel_config(backend="loky", inner_max_num_threads=1)
+    with Progress(*columns, console=console) as progress, backend, _no_lost_worker(jobs):
+        task = progress.add_task("prepare", total=len(pairs))
+        parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
+        for row in parallel(map(make, pairs)):
+            rows.append(row)
+            progress.advance(task)
+    return sorted(rows, key=lambda row: (row.subject, row.session or "", row.tracer))
+
+
+@contextlib.contextmanager
+def _no_lost_worker(jobs: int) -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise PlatformError(
+            "prepare",
+            expected=f"{jobs} processes at work",
+            found="one that was killed, probably for want of memory",
+            remedy="use fewer --jobs; finished rows are kept",
+        ) from error
+
+
+def _suggest_ratios(rows: Sequence[Row]) -> dict[str, float]:
+    """Suggest a ratio for each tracer that has training rows, from those rows only."""
+    ratios = {}
+    training = [row for row in rows if row.split == "train"]
+    for tracer in sorted({row.tracer for row in training}):
+        chosen = [row for row in training if row.tracer == tracer]
+        ratios[tracer] = suggest_intensity_ratio(
+            [row.pet.p999 for row in chosen],
+            [row.mri.mean for row in chosen],
+            [row.mri.std for row in chosen],
+        )
+    return ratios
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"ganbert": ganbert.__version__, **versions, "python": platform.python_version()}
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text + "\n")
+    os.replace(temporary, path)

@@ -11,7 +11,8 @@ for the handful of subjects that a test split often has.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,14 +24,21 @@ from torchmetrics.functional.image import (
 )
 from torchmetrics.functional.regression import mean_absolute_error, mean_squared_error
 
-from ganbert.data.volume import FloatArray
+from ganbert.data.conform import otsu_threshold
+from ganbert.data.nifti import resample
+from ganbert.data.volume import Affine, FloatArray, Volume
+from ganbert.errors import DatasetError
 from ganbert.tracers import get_tracer
 
 METRICS = ("psnr", "ssim", "rmse", "mae")
+GAIN = "ganbert - mean_of_training"
+Line = dict[str, Any]  # of a table: column name to value
 Mask = npt.NDArray[np.bool_]
 # Wang et al. 2004: Gaussian window of 11 voxels with a standard deviation of 1.5.
 _SSIM_WINDOW = 11
 _SSIM_SIGMA = 1.5
+# The head is closed over this distance before its holes are filled: sinuses, orbits, a thin skull.
+_CLOSING_MM = 12.0
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,38 @@ def image_metrics(
     }
 
 
+def head_mask(mri: Volume, affine: Affine, shape: tuple[int, int, int]) -> Mask:
+    """Return where the head is, on the PET grid.
+
+    Foreground of the conformed MRI (Otsu), in one piece, closed and without holes.
+
+    Parameters
+    ----------
+    mri : (1, D, H, W), conformed
+    affine, shape : of the PET grid
+
+    Raises
+    ------
+    DatasetError
+        If no voxel of the PET grid lies in the head.
+    """
+    bright = Volume((mri.array > otsu_threshold(mri.array)).astype(np.float32), mri.affine, "1")
+    on_pet = resample(bright, affine, shape)
+    steps = max(1, round(_CLOSING_MM / 2 / float(np.mean(on_pet.spacing_mm))))
+    # A margin keeps the closing from being cut at the edge of the field of view.
+    padded = np.pad(on_pet.array[0] >= 0.5, steps + 1)
+    closed = ndimage.binary_closing(padded, iterations=steps)
+    filled = ndimage.binary_fill_holes(closed)[(slice(steps + 1, -steps - 1),) * 3]
+    pieces, num_pieces = ndimage.label(filled)
+    if num_pieces == 0:
+        remedy = "check the T1w of this subject and prepare again"
+        raise DatasetError(
+            "T1w", expected="a head on the PET grid", found="background", remedy=remedy
+        )
+    mask: Mask = pieces == 1 + int(np.bincount(pieces.ravel())[1:].argmax())
+    return mask
+
+
 def regional_means(pet: FloatArray, labels: npt.NDArray[np.integer]) -> dict[int, list[float]]:
     """Mean intensity per region and frame.
 
@@ -196,3 +236,44 @@ def paired_difference(
     """Mean of `first - second` with Student's t interval; position by position one subject."""
     differences = [a - b for a, b in zip(first, second, strict=True)]
     return confidence_interval(differences, level)
+
+
+def _by_subject(lines: Sequence[Line], metric: str) -> list[float]:
+    """Mean over the sessions of each subject: subjects are independent, sessions are not."""
+    values: dict[str, list[float]] = {}
+    for line in lines:
+        values.setdefault(line["subject"], []).append(line[metric])
+    return [float(np.mean(values[subject])) for subject in sorted(values)]
+
+
+def summarise(lines: Sequence[Line]) -> list[Line]:
+    """Mean and interval over subjects per reference, mask, method and metric.
+
+    Parameters
+    ----------
+    lines : of metrics.tsv: keys subject, tracer, reference, mask, method, and each of `METRICS`
+
+    Returns
+    -------
+    Lines with the keys tracer, reference, mask, method, metric, mean, low, high, num. The method
+    `GAIN` is the paired difference between the generator and the mean of the training PETs.
+    """
+    groups: dict[tuple[str, str, str, str], list[Line]] = {}
+    for line in lines:
+        key = (line["tracer"], line["reference"], line["mask"], line["method"])
+        groups.setdefault(key, []).append(line)
+    summary = []
+    for (tracer, reference, mask, method), group in groups.items():
+        keys = {"tracer": tracer, "reference": reference, "mask": mask}
+        for metric in METRICS:
+            ours = _by_subject(group, metric)
+            summary.append(_summary_line(keys, method, metric, confidence_interval(ours)))
+            if method == "ganbert":
+                other = _by_subject(groups[tracer, reference, mask, "mean_of_training"], metric)
+                gain = paired_difference(ours, other)
+                summary.append(_summary_line(keys, GAIN, metric, gain))
+    return summary
+
+
+def _summary_line(keys: Line, method: str, metric: str, interval: Interval) -> Line:
+    return {**keys, "method": method, "metric": metric, **asdict(interval)}

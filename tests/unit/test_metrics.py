@@ -7,14 +7,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ganbert.config import Grid
+from ganbert.data.conform import grid_affine
+from ganbert.data.volume import Volume
+from ganbert.errors import DatasetError
 from ganbert.metrics import (
+    GAIN,
+    METRICS,
     confidence_interval,
     declared_data_range,
+    head_mask,
     image_metrics,
     paired_difference,
     regional_means,
     ssim_map,
     ssim_window,
+    summarise,
 )
 from ganbert.tracers import TRACERS
 
@@ -139,3 +147,36 @@ def test_the_data_range_is_declared_and_not_measured() -> None:
     for tracer in TRACERS.values():
         assert declared_data_range(tracer.name, "SUVR", [99.0]) == tracer.data_range_suvr
     assert declared_data_range("FDG", "Bq/mL", [10.0, 30.0, 20.0]) == (0.0, 30.0)
+
+
+def line(subject: str, method: str, psnr: float) -> dict[str, object]:
+    keys = {"subject": subject, "method": method, "tracer": "FDG"}
+    return keys | {"reference": "real", "mask": "fov", **dict.fromkeys(METRICS, psnr)}
+
+
+def test_sessions_of_one_subject_count_once() -> None:
+    ours = [line("a", "ganbert", 10), line("a", "ganbert", 14), line("b", "ganbert", 20)]
+    others = [line("a", "mean_of_training", 11), line("b", "mean_of_training", 18)]
+    summary = {(x["method"], x["metric"]): x for x in summarise([*ours, *others])}
+    assert summary["ganbert", "psnr"]["mean"] == 16  # (12 + 20) / 2
+    assert summary["ganbert", "psnr"]["num"] == 2
+    assert summary[GAIN, "psnr"]["mean"] == 1.5  # (12 - 11, 20 - 18)
+
+
+def test_the_head_mask_fills_the_skull_and_drops_what_floats() -> None:
+    d, h, w = np.indices((64, 64, 64)) - 31.5
+    radius = np.sqrt(d**2 + h**2 + w**2)
+    mri = np.where((radius < 22) & (radius > 12), 200.0, 0.0)  # a hollow ball
+    mri[2:5, 2:5, 2:5] = 200.0
+    mri_grid = Grid(shape=(64, 64, 64), spacing_mm=(4.0, 4.0, 4.0))
+    pet_grid = Grid(shape=(47, 38, 38), spacing_mm=(4.0, 4.0, 4.0))
+    volume = Volume(mri[None].astype(np.float32), grid_affine((0, 0, 0), mri_grid), "arbitrary")
+    affine = grid_affine((0, 0, 0), pet_grid)
+    mask = head_mask(volume, affine, pet_grid.shape)
+    d, h, w = np.indices(pet_grid.shape)
+    inside = (d - 23) ** 2 + (h - 18.5) ** 2 + (w - 18.5) ** 2 < 22**2
+    # Clipped by the field of view in H and W; the hole in the middle belongs to the head.
+    assert mask[23, 18, 18]
+    assert (mask == inside).mean() > 0.97
+    with pytest.raises(DatasetError, match="head"):
+        head_mask(volume, grid_affine((5000, 0, 0), pet_grid), pet_grid.shape)

@@ -1,0 +1,252 @@
+"""`evaluate` on a small hand-made cohort: its figures, its baselines, and what it refuses."""
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID
+from ganbert.data.conform import grid_affine
+from ganbert.data.index import (
+    SCHEMA_VERSION,
+    CachedImage,
+    Index,
+    Row,
+    file_sha256,
+    load_index,
+    save_index,
+)
+from ganbert.data.nifti import read_cache, read_volume, write_cache
+from ganbert.data.volume import FloatArray, Volume
+from ganbert.errors import CheckpointError, DatasetError, GanbertError, ImageError
+from ganbert.evaluate import evaluate, mean_of_training
+from ganbert.predict import load_predictor
+
+QUIET = Console(file=io.StringIO())
+CENTRE = (3.0, -10.0, 5.0)
+MRI_AFFINE, PET_AFFINE = grid_affine(CENTRE, TINY_MRI_GRID), grid_affine(CENTRE, TINY_PET_GRID)
+SPLITS = {"a": "train", "b": "train", "c": "train", "d": "val", "e": "test", "f": "test"}
+
+
+def cache(folder: Path, name: str, array: FloatArray, dtype: type) -> CachedImage:
+    affine = MRI_AFFINE if array.shape[1:] == TINY_MRI_GRID.shape else PET_AFFINE
+    write_cache(folder / name, Volume(array, affine, "SUVR"), dtype=dtype)
+    return CachedImage(
+        path=name,
+        affine=tuple(map(tuple, affine.tolist())),
+        sha256=file_sha256(folder / name),
+        mean=float(array.mean()),
+        std=float(array.std()),
+        minimum=float(array.min()),
+        maximum=float(array.max()),
+        p999=float(np.percentile(array, 99.9)),
+    )
+
+
+def make_row(folder: Path, subject: str, split: str, session: str | None = None) -> Row:
+    rng = np.random.default_rng(ord(subject))
+    d, h, w = np.indices(TINY_MRI_GRID.shape) - 15.5
+    ball = (d**2 + h**2 + w**2 < 10**2) * rng.uniform(150, 255, TINY_MRI_GRID.shape)
+    truth = rng.uniform(0.5, 1.5, (2, *TINY_PET_GRID.shape)).astype(np.float32)
+    pet = truth + rng.normal(0, 0.1, truth.shape).astype(np.float32)
+    labels = np.zeros((1, *TINY_PET_GRID.shape), np.float32)
+    labels[0, 4:6, 4:6, 4:6], labels[0, 6:8, 4:6, 4:6] = 1, 2
+    name = subject + (session or "")
+    return Row(
+        subject=subject,
+        session=session,
+        tracer="AV45",
+        unit="SUVR",
+        split=split,
+        frame_start_s=(3000.0, 3300.0),
+        frame_duration_s=(300.0, 300.0),
+        mri=cache(folder, f"{name}_T1w.nii", np.rint(ball)[None].astype(np.float32), np.uint8),
+        pet=cache(folder, f"{name}_pet.nii", pet, np.float32),
+        truth=cache(folder, f"{name}_truth.nii", truth, np.float32),
+        dseg=cache(folder, f"{name}_dseg.nii", labels, np.uint8),
+        sources=(),
+    )
+
+
+def write_run(run: Path, prepared: Path) -> None:
+    description = {"data": str(prepared), "index_sha256": file_sha256(prepared / "index.json")}
+    (run / "run.json").write_text(json.dumps(description))
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_export: Path) -> Path:
+    """A run and, beside it, the prepared folder `data`."""
+    prepared = tmp_path / "data"
+    prepared.mkdir()
+    index = Index(
+        schema_version=SCHEMA_VERSION,
+        mri_grid=TINY_MRI_GRID,
+        pet_grid=TINY_PET_GRID,
+        intensity_ratio={"AV45": 0.01},
+        rows=tuple(make_row(prepared, subject, split) for subject, split in SPLITS.items()),
+        versions={},
+    )
+    save_index(index, prepared)
+    shutil.copytree(tiny_export, tmp_path / "run" / "export")
+    write_run(tmp_path / "run", prepared)
+    return tmp_path / "run"
+
+
+def read_tsv(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream, delimiter="\t"))
+
+
+def test_every_image_method_mask_and_reference_has_its_line(run: Path) -> None:
+    lines = read_tsv(evaluate(run, console=QUIET) / "metrics.tsv")
+    assert list(lines[0]) == [
+        "subject", "session", "tracer", "method", "mask", "reference",
+        "data_range_low", "data_range_high", "psnr", "ssim", "rmse", "mae",
+    ]  # fmt: skip
+    keys = {(x["subject"], x["method"], x["mask"], x["reference"]) for x in lines}
+    assert len(lines) == len(keys) == 2 * 3 * 2 * 2
+    assert {x["subject"] for x in lines} == {"e", "f"}
+    assert {(x["data_range_low"], x["data_range_high"]) for x in lines} == {("0", "3")}
+
+
+def test_the_figures_are_those_of_the_images(run: Path) -> None:
+    lines = read_tsv(evaluate(run, console=QUIET) / "metrics.tsv")
+    prepared = run.parent / "data"
+    row = load_index(prepared).rows[4]
+    real = read_cached(prepared, row.pet)
+    baseline = mean_of_training(prepared, load_index(prepared).select("train"))
+    expected = {
+        "zero": float(np.sqrt(np.mean(real**2))),
+        "mean_of_training": float(np.sqrt(np.mean((real - baseline) ** 2))),
+    }
+    for method, rmse in expected.items():
+        line = only(lines, subject="e", method=method, mask="fov", reference="real")
+        assert float(line["rmse"]) == pytest.approx(rmse, rel=1e-4)
+        assert float(line["psnr"]) == pytest.approx(20 * np.log10(3.0 / rmse), rel=1e-4)
+
+
+def only(lines: list[dict[str, str]], **wanted: str) -> dict[str, str]:
+    found = [x for x in lines if all(x[key] == value for key, value in wanted.items())]
+    assert len(found) == 1
+    return found[0]
+
+
+def read_cached(folder: Path, image: CachedImage) -> FloatArray:
+    return read_cache(folder / image.path).array
+
+
+def test_the_mean_of_training_is_the_mean_of_the_training_rows_alone(run: Path) -> None:
+    prepared = run.parent / "data"
+    pets = [read_cached(prepared, row.pet) for row in load_index(prepared).rows]
+    baseline = mean_of_training(prepared, load_index(prepared).select("train"))
+    np.testing.assert_allclose(baseline, np.mean(pets[:3], axis=0), rtol=1e-5)
+
+
+def test_the_predictions_are_kept_in_their_place(run: Path) -> None:
+    folder = evaluate(run, console=QUIET) / "pet_fake"
+    assert sorted(path.name for path in folder.iterdir()) == ["sub-e.nii", "sub-f.nii"]
+    pet = read_volume(folder / "sub-e.nii", "SUVR")
+    np.testing.assert_allclose(pet.affine, PET_AFFINE, atol=1e-4)
+    row = load_index(run.parent / "data").rows[4]
+    mri = read_cached(run.parent / "data", row.mri)
+    again = load_predictor(run, "cpu").predict_conformed(mri, row.mri.mean, row.mri.std)
+    np.testing.assert_allclose(pet.array, again, atol=1e-6)
+
+
+def test_regions_tell_the_bias_of_each(run: Path) -> None:
+    lines = read_tsv(evaluate(run, console=QUIET) / "regions.tsv")
+    assert len(lines) == 2 * 2 * 2 * 2 * 2  # subjects, methods, references, regions, frames
+    line = only(lines, subject="e", method="mean_of_training", reference="real",
+                region="2", frame="1")  # fmt: skip
+    prepared = run.parent / "data"
+    real = read_cached(prepared, load_index(prepared).rows[4].pet)[1, 6:8, 4:6, 4:6].mean()
+    baseline = mean_of_training(prepared, load_index(prepared).rows[:3])[1, 6:8, 4:6, 4:6].mean()
+    assert int(line["num_voxels"]) == 8
+    assert float(line["mean_real"]) == pytest.approx(real, rel=1e-4)
+    assert float(line["bias"]) == pytest.approx(baseline - real, abs=1e-4)
+
+
+def test_the_summary_states_range_interval_and_paired_gain(run: Path) -> None:
+    folder = evaluate(run, console=QUIET)
+    content = json.loads((folder / "summary.json").read_text())
+    assert content["data_range"] == [0.0, 3.0]
+    assert content["ssim_window"] == 9
+    assert content["num_subjects"] == 2
+    metrics = read_tsv(folder / "metrics.tsv")
+    gains = [
+        float(only(metrics, subject=s, method="ganbert", mask="head", reference="real")["psnr"])
+        - float(
+            only(metrics, subject=s, method="mean_of_training", mask="head", reference="real")[
+                "psnr"
+            ]
+        )
+        for s in ("e", "f")
+    ]
+    lines = read_tsv(folder / "summary.tsv")
+    line = only(lines, method="ganbert - mean_of_training", metric="psnr", mask="head",
+                reference="real")  # fmt: skip
+    assert float(line["mean"]) == pytest.approx(np.mean(gains), abs=1e-3)
+    assert float(line["low"]) < float(line["mean"]) < float(line["high"])
+    assert line["num"] == "2"
+
+
+def test_the_table_shows_the_methods_and_the_range(run: Path) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    evaluate(run, console=console)
+    text = console.file.getvalue()
+    for word in ("ganbert", "mean_of_training", "zero", "difference", "0 to 3 SUVR", "window 9"):
+        assert word in text
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_second_evaluation_is_the_same_and_replaces_the_first(run: Path) -> None:
+    first = files_of(evaluate(run, console=QUIET))
+    (run / "evaluation" / "stale.txt").touch()
+    assert files_of(evaluate(run, console=QUIET)) == first
+
+
+def test_a_moved_folder_is_given_and_a_changed_one_refused(run: Path, tmp_path: Path) -> None:
+    moved = (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(DatasetError):
+        evaluate(run, console=QUIET)
+    assert evaluate(run, data=moved, split="val", console=QUIET).is_dir()
+    (moved / "index.json").write_text((moved / "index.json").read_text() + "\n")
+    with pytest.raises(DatasetError, match="another one"):
+        evaluate(run, data=moved, console=QUIET)
+
+
+def drop_test_rows(run: Path) -> None:
+    prepared = run.parent / "data"
+    index = load_index(prepared)
+    save_index(index.model_copy(update={"rows": index.rows[:4]}), prepared)
+    write_run(run, prepared)
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "message"),
+    [
+        (lambda run: (run / "run.json").unlink(), CheckpointError, "description of a run"),
+        (lambda run: (run / "run.json").write_text("{"), CheckpointError, "description of a run"),
+        (lambda run: (run / "run.json").write_text("{}"), CheckpointError, "KeyError"),
+        (lambda run: shutil.rmtree(run / "export"), CheckpointError, "train it further"),
+        (lambda run: (run.parent / "data" / "f_pet.nii").unlink(), ImageError, "f_pet.nii"),
+        (drop_test_rows, DatasetError, "found none"),
+    ],
+)
+def test_what_is_missing_is_one_line_and_leaves_nothing(
+    run: Path, damage: Any, kind: type[GanbertError], message: str
+) -> None:
+    damage(run)
+    with pytest.raises(kind, match=message) as caught:
+        evaluate(run, console=QUIET)
+    assert "\n" not in str(caught.value)
+    assert not [path for path in run.iterdir() if path.name.startswith("evaluation")]

@@ -13,10 +13,18 @@ from rich.progress import track
 from rich.table import Table
 
 from ganbert.config import Grid
-from ganbert.data.index import CachedImage, Index, Row, file_sha256, index_path, load_index
+from ganbert.data.index import (
+    CachedImage,
+    Index,
+    Row,
+    Split,
+    file_sha256,
+    index_path,
+    load_index,
+)
 from ganbert.errors import DatasetError
 
-SPLITS = ("train", "val", "test")
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def _tracers(index: Index) -> list[str]:
@@ -32,7 +40,7 @@ def _grid_line(name: str, grid: Grid) -> str:
 
 def split_table(index: Index) -> Table:
     """Rows and subjects by tracer and split."""
-    rows = Counter((row.tracer, row.split) for row in index.rows)
+    rows: Counter[tuple[str, Split]] = Counter((row.tracer, row.split) for row in index.rows)
     subjects = Counter((t, s) for t, s, _ in {(r.tracer, r.split, r.subject) for r in index.rows})
     table = Table(title="Rows (subjects)", title_justify="left")
     table.add_column("tracer")

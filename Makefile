@@ -55,8 +55,9 @@ check-system: ## name the system packages that are missing, in one line
 
 $(INSTALLED): setup.py constraints.txt
 	@$(MAKE) check-system
-	@echo "== creating $(VENV) with $(PYTHON) (once; a few minutes, mostly downloads)"
-	@test -x "$(BIN)/python" || "$(PYTHON)" -m venv "$(VENV)"
+	@if [ -x "$(BIN)/python" ]; then echo "== bringing $(VENV) up to date"; else \
+	  echo "== creating $(VENV) with $(PYTHON) (once; a few minutes, mostly downloads)"; \
+	  "$(PYTHON)" -m venv "$(VENV)"; fi
 	@if [ -n "$(TORCH_INDEX)" ]; then echo "== installing torch from TORCH_INDEX"; \
 	  "$(BIN)/pip" install -qq -c constraints.txt --no-deps --index-url "$(TORCH_INDEX)" torch; fi
 	@dali="$(DALI)"; if [ -z "$$dali" ]; then dali=$$($(call detect_dali)); fi; \

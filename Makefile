@@ -128,7 +128,8 @@ $(DEMO_DIR)/.infer.done: $(DEMO_DIR)/.evaluate.done
 	@echo "== [6/7] infer on a real T1w (the MNI152 template) -> $(DEMO_DIR)/real"
 	@python benchmarks/real_t1w.py "$(DEMO_DIR)/real/bids"
 	@ganbert infer "$(DEMO_DIR)/real/bids" "$(DEMO_DIR)/real/derivatives" participant --model "$(DEMO_DIR)/run"
-	@python benchmarks/overlay.py "$(DEMO_DIR)/real/bids" "$(DEMO_DIR)/real/derivatives" "$(DEMO_DIR)/real/overlay.png"
+	@python benchmarks/overlay.py "$(DEMO_DIR)"/real/bids/sub-*/anat/*_T1w.nii.gz \
+	  "$(DEMO_DIR)"/real/derivatives/sub-*/pet/*_pet.nii.gz "$(DEMO_DIR)/real/overlay.png"
 	@touch $@
 
 # ---- checks ------------------------------------------------------------------------------------

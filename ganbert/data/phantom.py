@@ -1,8 +1,8 @@
 """A synthetic BIDS-PET cohort on real anatomy, for the demo, the tests and the benchmarks.
 
 What it is not: evidence about patients. Anatomy, uptake, scanners and BIDS writing are explained,
-with the sources of their numbers, in `phantom_anatomy.py`, `phantom_uptake.py`,
-`phantom_scanner.py` and `phantom_bids.py`; here are the cohort and the grids.
+with the sources of their numbers, in `phantom_template.py`, `phantom_anatomy.py`,
+`phantom_uptake.py`, `phantom_scanner.py` and `phantom_bids.py`; here are the cohort and the grids.
 
 Written for each subject into the raw dataset and into its `derivatives/phantom/`:
 
@@ -11,9 +11,9 @@ Written for each subject into the raw dataset and into its `derivatives/phantom/
     sub-001/anat/sub-001_dseg.nii.gz, .tsv, .json        regions on the T1w grid
     sub-001/pet/sub-001_trc-18FAV45_desc-truth_pet.nii.gz, .json
 
-The true PET is the other one without its noise, voxel by voxel: same grid, blur and misregistration.
-`participants.tsv` has age, sex, diagnosis and true severity; the derivative's one adds what each
-scan was made with.
+The true PET is the other one without its noise, voxel by voxel: same grid, same blur, same
+misregistration. `participants.tsv` has age, sex, diagnosis and true severity; the derivative's one
+adds what each scan was made with.
 
 Determinism: subject k of a seed is the same, byte for byte, whatever the size of the cohort and the
 number of processes; the same seed gives the same people and the same T1w for every tracer.
@@ -22,7 +22,7 @@ number of processes; the same seed gives the same people and the same T1w for ev
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,12 +32,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ganbert.data.phantom_anatomy import (
-    REGIONS,
     Person,
-    Template,
     build_anatomy,
     centred_affine,
-    load_template,
     rigid,
 )
 from ganbert.data.phantom_bids import (
@@ -48,6 +45,7 @@ from ganbert.data.phantom_bids import (
     write_subject,
 )
 from ganbert.data.phantom_scanner import scan_mri, scan_pet
+from ganbert.data.phantom_template import REGIONS, Template, load_template
 from ganbert.data.phantom_uptake import UPTAKE, paint_uptake, reference_mask
 from ganbert.errors import ConfigError, OutputError
 from ganbert.tracers import Tracer, get_tracer
@@ -117,7 +115,9 @@ def make_cohort(
         )
         # joblib hands the template to its processes as a memory map and gives each one thread.
         parallel = joblib.Parallel(n_jobs=jobs or joblib.cpu_count(), return_as="generator")
-        records = list(_with_progress(parallel(tasks), num_subjects, row.name))
+        # Closed first when interrupted: no process may write into a folder that is being removed.
+        with closing(parallel(tasks)) as results:
+            records = list(_with_progress(results, num_subjects, row.name))
         write_dataset(folder, records, row, seed=seed, size=size)
 
 
@@ -193,8 +193,9 @@ def make_person(seed: int, number: int) -> Person:
 def _make_subject(
     folder: Path, template: Template, number: int, tracer: Tracer, seed: int, size: str
 ) -> SubjectRecord:
-    subject = simulate_subject(template, make_person(seed, number), tracer, SIZES[size],
-                               seed=seed, number=number)  # fmt: skip
+    subject = simulate_subject(
+        template, make_person(seed, number), tracer, SIZES[size], seed=seed, number=number
+    )
     write_subject(folder, subject, tracer)
     return SubjectRecord(person=subject.person, truth=_truth_row(subject))
 

@@ -20,8 +20,9 @@ import numpy.typing as npt
 from nibabel import orientations
 
 import ganbert
-from ganbert.data.phantom_anatomy import REGIONS, Anatomy, Person
+from ganbert.data.phantom_anatomy import Anatomy, Person
 from ganbert.data.phantom_scanner import PetScan
+from ganbert.data.phantom_template import REGIONS
 from ganbert.data.phantom_uptake import UPTAKE
 from ganbert.data.volume import Affine
 from ganbert.tracers import Tracer
@@ -58,8 +59,8 @@ _PARTICIPANTS = {
 }
 _TRUTH = {
     "severity": {"Description": "true severity of the simulated disease, 0 to 1"},
-    "load": {"Description": "true burden as the tracer sees it, 0 to 1.1"},
-    "cortical_atrophy": {"Description": "share of the grey matter lost, mean over cortical regions"},
+    "load": {"Description": "true burden as the tracer sees it, 0 to 1.3"},
+    "cortical_atrophy": {"Description": "share of grey matter lost, mean over cortical regions"},
     "psf_fwhm": {"Description": "point spread of the PET scanner, FWHM", "Units": "mm"},
     "noise_cv": {"Description": "coefficient of variation of the PET at 1 SUVR in 10 min"},
     "misregistration_shift": {"Description": "between PET header and content", "Units": "mm"},
@@ -235,7 +236,7 @@ def _write_tsv(path: Path, rows: list[list[str]]) -> None:
 
 
 def _write_nifti(path: Path, array: npt.NDArray[Any], affine: Affine, axes: str) -> None:
-    """Write an RAS array (X, Y, Z[, T]) with its axes stored as `axes`, the same bytes each time."""
+    """Write an RAS array (X, Y, Z[, T]) with its axes stored as `axes`, always the same bytes."""
     image = nibabel.Nifti1Image(array, affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm", "sec")
     image.set_qform(affine, code=1)

@@ -2,10 +2,10 @@
 
 Sources. Point spread 5 to 8 mm FWHM: measured on scanners of ADNI-like studies (Ikari 2016, EJNMMI
 Physics 3:23: 5.3 to 9 mm, criterion 8 mm). Noise: coefficient of variation 6 to 14 % in the same
-phantom tables; its SD follows sqrt(activity / frame duration) (Turku PET Centre, fvar4img); noise of
-a reconstruction is correlated, so it is smoothed. Design decisions: everything else, among it the
-misregistration of up to 2 mm and 1.5 degrees between what the PET header says and what the image
-shows, the bias field of up to about 20 %, and the MRI noise of 1.5 to 3.5 % of white matter.
+phantom tables; its SD follows sqrt(activity / frame duration) (Turku PET Centre, fvar4img); the
+noise of a reconstruction is correlated, so it is smoothed. Design decisions: everything else, among
+it the misregistration of up to 2 mm and 1.5 degrees between what the PET header says and what the
+image shows, the bias field of up to about 20 %, and the MRI noise of 1.5 to 3.5 % of white matter.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ganbert.data.phantom_anatomy import T1_CONTRAST, Anatomy, rigid, smooth_field
+from ganbert.data.phantom_anatomy import Anatomy, rigid, smooth_field
+from ganbert.data.phantom_template import T1_CONTRAST
 from ganbert.data.volume import Affine, FloatArray
 
 FWHM_PER_SIGMA = float(np.sqrt(8 * np.log(2)))
@@ -86,14 +87,18 @@ def _blur(
 
 
 def _noise(
-    truth: FloatArray, durations_s: tuple[float, ...], pet_mm: tuple[float, ...], cv: float,
+    truth: FloatArray,
+    durations_s: tuple[float, ...],
+    pet_mm: tuple[float, ...],
+    cv: float,
     rng: np.random.Generator,
-) -> FloatArray:  # fmt: skip
+) -> FloatArray:
     """Correlated noise of SD cv * sqrt(activity * 600 s / duration), (X, Y, Z, 2)."""
     frames = []
     for frame, duration_s in zip(np.moveaxis(truth, -1, 0), durations_s, strict=True):
         white = rng.standard_normal(frame.shape, dtype=np.float32)
-        smooth = ndimage.gaussian_filter(white, [_NOISE_FWHM_MM / FWHM_PER_SIGMA / s for s in pet_mm])
+        sigma = [_NOISE_FWHM_MM / FWHM_PER_SIGMA / s for s in pet_mm]
+        smooth = ndimage.gaussian_filter(white, sigma)
         smooth /= smooth.std()
         # The floor: randoms and scatter leave some noise where there is no activity.
         variance = (np.maximum(frame, 0) + 0.02) * (_REFERENCE_DURATION_S / duration_s)

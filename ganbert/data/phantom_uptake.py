@@ -29,7 +29,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from ganbert.data.phantom_anatomy import NUM_LABELS, REGIONS, Anatomy, Person, smooth_field
+from ganbert.data.phantom_anatomy import Anatomy, Person, smooth_field
+from ganbert.data.phantom_template import NUM_LABELS, REGIONS
 from ganbert.data.volume import FloatArray
 
 _CORTEX = [name for name, label in REGIONS.items() if label >= REGIONS["medial_temporal"]]
@@ -80,7 +81,7 @@ class UptakePattern:
 
 UPTAKE: dict[str, UptakePattern] = {
     "AV45": UptakePattern(
-        cortex=0.92,
+        cortex=0.81,
         white=1.55,
         fluid=0.35,
         grey={
@@ -89,7 +90,7 @@ UPTAKE: dict[str, UptakePattern] = {
             "thalamus": 1.25,
             "pons": 1.5,
             "brainstem": 1.5,
-            "medial_temporal": 0.98,
+            "medial_temporal": 0.90,
         },
         white_of={
             "cerebellar_grey_matter": 1.45,
@@ -98,20 +99,20 @@ UPTAKE: dict[str, UptakePattern] = {
             "thalamus": 1.35,
         },
         change={
-            "precuneus_posterior_cingulate": Change(1.35),
-            "anterior_cingulate": Change(1.25),
-            "frontal": Change(1.20),
-            "lateral_temporal": Change(1.10),
-            "lateral_parietal": Change(1.10),
-            "occipital": Change(0.80),
-            "insula": Change(0.85),
-            "sensorimotor": Change(0.70),
-            "medial_temporal": Change(0.35),
+            "precuneus_posterior_cingulate": Change(1.47),
+            "anterior_cingulate": Change(1.29),
+            "frontal": Change(1.33),
+            "lateral_temporal": Change(1.29),
+            "lateral_parietal": Change(1.29),
+            "occipital": Change(0.92),
+            "insula": Change(0.92),
+            "sensorimotor": Change(0.83),
+            "medial_temporal": Change(0.41),
             "striatum": Change(0.60),
         },
         per_decade={},
         choroid_plexus=0.8,
-        load_sd=0.16,
+        load_sd=0.20,
         # Florbetapir: 50 to 60 min is the usual window; 1 to 10 min shows perfusion.
         frame_start_s=(60.0, 3000.0),
         frame_duration_s=(540.0, 600.0),
@@ -120,8 +121,8 @@ UPTAKE: dict[str, UptakePattern] = {
         injected_mbq=370.0,
     ),
     "AV1451": UptakePattern(
-        cortex=1.05,
-        white=0.95,
+        cortex=1.13,
+        white=1.0,
         fluid=0.45,
         grey={
             "cerebellar_grey_matter": 1.05,
@@ -187,7 +188,7 @@ UPTAKE: dict[str, UptakePattern] = {
         # FDG: the early frame while the tracer is still being taken up, the late one at 30 min.
         frame_start_s=(120.0, 1800.0),
         frame_duration_s=(480.0, 1200.0),
-        perfusion_share=0.5,
+        perfusion_share=0.7,
         reference=("pons",),
         injected_mbq=185.0,
     ),
@@ -228,7 +229,7 @@ class Uptake:
     Attributes
     ----------
     activity : (2, X, Y, Z) float32, ratio to be normalised by the reference region
-    load : the person's own burden of disease as the tracer sees it, 0 to about 1.1
+    load : the person's own burden of disease as the tracer sees it, 0 to 1.3
     """
 
     activity: FloatArray
@@ -238,9 +239,9 @@ class Uptake:
 def _regional_load(
     pattern: UptakePattern, anatomy: Anatomy, person: Person, rng: np.random.Generator
 ) -> tuple[float, FloatArray]:
-    load = float(np.clip(person.severity + rng.normal(0, pattern.load_sd), 0, 1.1))
+    load = float(np.clip(person.severity + rng.normal(0, pattern.load_sd), 0, 1.3))
     unexplained = anatomy.atrophy - anatomy.expected_atrophy
-    return load, np.clip(load + _LOAD_PER_ATROPHY * unexplained, 0, 1.2)
+    return load, np.clip(load + _LOAD_PER_ATROPHY * unexplained, 0, 1.4)
 
 
 def _by_label(default: float, values: dict[str, float]) -> FloatArray:
@@ -254,7 +255,7 @@ def _late_grey(pattern: UptakePattern, load: FloatArray, person: Person) -> Floa
     table = _by_label(pattern.cortex, pattern.grey)
     for name, change in pattern.change.items():
         label = REGIONS[name]
-        progress = np.clip((load[label] - change.onset) / (1 - change.onset), 0, 1.2)
+        progress = np.clip((load[label] - change.onset) / (1 - change.onset), 0, 1.4)
         table[label] += change.amount * progress
     decades = (person.age_years - 55) / 10
     return table + decades * _by_label(0.0, pattern.per_decade)
@@ -281,9 +282,7 @@ def _tables(
     return grey, white, fluid
 
 
-def paint_uptake(
-    tracer: str, anatomy: Anatomy, person: Person, rng: np.random.Generator
-) -> Uptake:
+def paint_uptake(tracer: str, anatomy: Anatomy, person: Person, rng: np.random.Generator) -> Uptake:
     """Paint both frames of `tracer` onto a person's anatomy."""
     pattern = UPTAKE[tracer]
     load, regional = _regional_load(pattern, anatomy, person, rng)

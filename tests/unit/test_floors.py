@@ -25,7 +25,8 @@ FLOORS = (
 # The same inside data/.
 DATA_FLOORS = (
     {"volume", "index"},
-    {"nifti", "phantom_anatomy"},
+    {"nifti", "phantom_template"},
+    {"phantom_anatomy"},
     {"phantom_uptake", "phantom_scanner"},
     {"phantom_bids"},
     {"conform", "layouts", "phantom", "pipeline"},

@@ -107,7 +107,7 @@ def write_evaluation(run: Path, index: Index, gain_db: float) -> None:
     for k, row in enumerate(index.rows):
         fake = ellipsoid(PET_GRID, 0.0, 0)
         volume = Volume(np.stack([fake, 0.8 * fake]), grid_affine(PET_GRID), "SUVR")
-        write_volume(folder / f"sub-{row.subject}_trc-18FFDG_pet.nii", volume)
+        write_volume(folder / f"sub-{row.subject}.nii", volume)
         for mask in ("fov", "head"):
             for method, psnr in (("ganbert", 24 + k + gain_db), ("mean_of_training", 24 + 1.1 * k),
                                  ("zero", 9.0)):  # fmt: skip
@@ -115,6 +115,7 @@ def write_evaluation(run: Path, index: Index, gain_db: float) -> None:
                               psnr, psnr / 40, 3 / 10 ** (psnr / 20), 0.05])  # fmt: skip
     table = [COLUMNS, *lines]
     text = "\n".join("\t".join(str(value) for value in line) for line in table)
+    (run / "evaluation" / "summary.json").write_text('{"split": "test"}')
     (run / "evaluation" / "metrics.tsv").write_text(text + "\n")
 
 

@@ -14,13 +14,15 @@ from dataclasses import dataclass, replace
 import matplotlib
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 MAX_POINTS = 400
 HISTOGRAM_BINS = 80
-CHART_INCHES = (5.2, 3.0)
+MAX_NAMES = 24
+CHART_INCHES = (4.3, 2.7)
 
 # Stand-ins, and the CSS variables that replace them. Blue and vermillion: Okabe and Ito.
 INK, FAINT, GRID = "#010101", "#020202", "#030303"
@@ -40,11 +42,6 @@ _STYLE = {
     "text.color": INK,
     "axes.labelcolor": FAINT,
     "axes.edgecolor": GRID,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 22,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -65,6 +62,20 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """A finished chart.
+
+    Attributes
+    ----------
+    description : what a reader who cannot see it should know
+    """
+
+    title: str
+    description: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
 class Series:
     """One line of a chart."""
 
@@ -81,6 +92,7 @@ class Chart:
     ----------
     key : unique within the page; prefixes the ids of the SVG
     mark : (value, name) of a horizontal reference line
+    factor : values are multiplied by it
     """
 
     key: str
@@ -90,6 +102,7 @@ class Chart:
     logarithmic: bool = False
     limits: tuple[float, float | None] | None = None
     mark: tuple[float, str] | None = None
+    factor: float = 1.0
 
 
 # The training charts, over keys of `log.jsonl`: (label, key, colour) of each line.
@@ -122,7 +135,7 @@ _TRAINING: tuple[tuple[Chart, _Lines], ...] = (
         ),
     ),
     (
-        Chart("rate", "Learning rate", "", ()),
+        Chart("rate", "Learning rate", "learning rate, 1e-6", (), factor=1e6),
         (
             ("generator", "learning_rate_generator", FIRST),
             ("discriminator", "learning_rate_discriminator", SECOND),
@@ -135,7 +148,7 @@ _TRAINING: tuple[tuple[Chart, _Lines], ...] = (
 )  # fmt: skip
 
 
-def draw_training(steps: Array, columns: dict[str, Array]) -> list[tuple[str, str]]:
+def draw_training(steps: Array, columns: dict[str, Array]) -> list[Drawing]:
     """Draw each training chart of which the log has at least one line.
 
     Parameters
@@ -145,12 +158,12 @@ def draw_training(steps: Array, columns: dict[str, Array]) -> list[tuple[str, st
 
     Returns
     -------
-    (description, SVG) of each chart
+    one drawing per chart
     """
     drawn = []
     for chart, lines in _TRAINING:
         series = tuple(
-            Series(label, columns[key], color)
+            Series(label, columns[key] * chart.factor, color)
             for label, key, color in lines
             if key in columns and np.isfinite(columns[key]).any()
         )
@@ -158,7 +171,8 @@ def draw_training(steps: Array, columns: dict[str, Array]) -> list[tuple[str, st
             text = f"{chart.title}: {chart.unit or 'value'} over optimiser steps; " + "; ".join(
                 f"{line.label} ends at {_last(line.values):.3g}" for line in series
             )
-            drawn.append((text, draw_lines(replace(chart, series=series), steps)))
+            svg = draw_lines(replace(chart, series=series), steps)
+            drawn.append(Drawing(chart.title, text, svg))
     return drawn
 
 
@@ -166,24 +180,35 @@ def _last(values: Array) -> float:
     return float(values[np.isfinite(values)][-1])
 
 
-def draw_lines(chart: Chart, steps: Array) -> str:
+def draw_lines(chart: Chart, steps: Array) -> Markup:
     """Draw a chart over optimiser steps; noisy curves are shown faint with their running mean."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _new_chart(chart.title, chart.unit)
+        figure, axes = _new_chart(chart.unit)
         for series in chart.series:
             _draw_series(axes, steps, series)
         if chart.mark is not None:
-            axes.axhline(chart.mark[0], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-            axes.annotate(chart.mark[1], (1, chart.mark[0]), (-2, 3), color=FAINT, ha="right",
-                          xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
+            value, name = chart.mark
+            axes.axhline(value, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+            place = axes.get_yaxis_transform()
+            axes.text(0.99, value, name, color=FAINT, ha="right", va="bottom", transform=place)
         if chart.logarithmic:
-            axes.set_yscale("log")
+            _set_log_scale(axes)
         if chart.limits is not None:
             axes.set_ylim(*chart.limits)
         axes.set_xlabel("optimiser step")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         _add_legend(axes)
         return _to_svg(figure, chart.key)
+
+
+def _set_log_scale(axes: Axes) -> None:
+    """Scale the values by their logarithm, with ticks such as 0.2 and 0.5 instead of powers."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    subs = (1.0, 2.0, 5.0) if high > 3 * low else tuple(np.arange(1.0, 10.0, 0.5))
+    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _draw_series(axes: Axes, steps: Array, series: Series) -> None:
@@ -213,9 +238,7 @@ def running_mean(values: Array, width: int) -> Array:
     return np.convolve(values, window, "same") / np.convolve(np.ones(values.size), window, "same")
 
 
-def draw_histogram(
-    real: Array, synthesised: Array, unit: str, *, key: str, title: str
-) -> str:
+def draw_histogram(real: Array, synthesised: Array, unit: str, *, key: str) -> Markup:
     """Draw both distributions on a log count axis (paper, Fig. 7), over the same bins.
 
     Parameters
@@ -225,7 +248,7 @@ def draw_histogram(
     both = np.concatenate([real, synthesised])
     bins = np.linspace(both.min(), both.max() + 1e-6, HISTOGRAM_BINS + 1)
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _new_chart(title, "voxels")
+        figure, axes = _new_chart("voxels")
         count, _ = np.histogram(real, bins)
         axes.stairs(count, bins, fill=True, color=FIRST, alpha=0.28, linewidth=0)
         axes.stairs(count, bins, color=FIRST, label="real PET", linewidth=1.4)
@@ -240,8 +263,8 @@ def draw_histogram(
 
 
 def draw_by_subject(
-    names: Sequence[str], values: dict[str, Array], unit: str, *, key: str, title: str
-) -> str:
+    names: Sequence[str], values: dict[str, Array], heading: str, *, key: str
+) -> Markup:
     """Draw one line per subject with a dot per method, best subject on top.
 
     Parameters
@@ -252,27 +275,25 @@ def draw_by_subject(
     first, *others = values.values()
     order = np.argsort(first)
     rows = np.arange(len(names))
-    size = (CHART_INCHES[0], max(CHART_INCHES[1], 1.2 + 0.22 * len(names)))
+    named = len(names) <= MAX_NAMES
+    size = (CHART_INCHES[0], max(CHART_INCHES[1], 1.1 + (0.22 if named else 0.08) * len(names)))
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _new_chart(title, "", size)
+        figure, axes = _new_chart("" if named else "subjects", size)
         if others:
             axes.hlines(rows, first[order], others[0][order], color=FAINT, linewidth=1)
         for (method, value), color in zip(values.items(), colors, strict=False):
             axes.plot(value[order], rows, "o", color=color, label=method, markersize=6)
-        axes.set_yticks(rows, [names[i] for i in order])
+        axes.set_yticks(rows if named else [], [names[i] for i in order] if named else [])
         axes.set_ylim(-0.6, len(names) - 0.4)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel(unit)
+        axes.set_xlabel(heading)
         _add_legend(axes)
         return _to_svg(figure, key)
 
 
-def _new_chart(
-    title: str, unit: str, size: tuple[float, float] = CHART_INCHES
-) -> tuple[Figure, Axes]:
+def _new_chart(unit: str, size: tuple[float, float] = CHART_INCHES) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(title)
     axes.set_ylabel(unit)
     return figure, axes
 
@@ -282,7 +303,7 @@ def _add_legend(axes: Axes) -> None:
                 handlelength=1.2, columnspacing=1.2, handletextpad=0.5)  # fmt: skip
 
 
-def _to_svg(figure: Figure, key: str) -> str:
+def _to_svg(figure: Figure, key: str) -> Markup:
     stream = io.StringIO()
     figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     svg = stream.getvalue()
@@ -294,5 +315,6 @@ def _to_svg(figure: Figure, key: str) -> str:
     svg = svg.replace("url(#", f"url(#{key}-").replace('href="#', f'href="#{key}-')
     for stand_in, variable in _CSS.items():
         svg = svg.replace(stand_in, variable)
-    return re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg height="[^"]*" width="[^"]*"',
+    svg = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg height="[^"]*" width="[^"]*"',
                   r"<svg \1", svg, count=1)  # fmt: skip
+    return Markup(svg)  # noqa: S704 - drawn here; matplotlib escapes the text in it

@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from ganbert import __version__
 from ganbert.errors import GanbertError
@@ -20,14 +19,22 @@ from ganbert.report.charts import draw_training
 from ganbert.report.pictures import Pictures, draw_pictures, draw_subjects
 from ganbert.report.run import (
     METRICS_NAME,
+    SETTINGS_NAME,
+    SUMMARY_NAME,
     MetricRow,
-    TrainingLog,
     check_run,
     read_log,
     read_metrics,
-    read_settings,
+    read_object,
 )
-from ganbert.report.scores import headline_rows, judge, make_tables, score_tiles, training_tiles
+from ganbert.report.scores import (
+    headline_rows,
+    judge,
+    make_tables,
+    name_subjects,
+    score_tiles,
+    training_tiles,
+)
 
 REPORT_NAME = "report.html"
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -73,7 +80,8 @@ def write_report(run: Path) -> Path:
 
 
 def _render(run: Path) -> str:
-    settings, log, rows = read_settings(run), read_log(run), read_metrics(run)
+    settings, log, rows = read_object(run / SETTINGS_NAME), read_log(run), read_metrics(run)
+    split = str(read_object(run / SUMMARY_NAME).get("split", "test"))
     headline = headline_rows(rows)
     pictures, missing = _try_pictures(run, settings, headline)
     environment = Environment(
@@ -87,26 +95,20 @@ def _render(run: Path) -> str:
     return environment.get_template("report.html.j2").render(
         name=run.resolve().name,
         tracer=settings.get("tracer", ""),
-        verdict=judge(headline),
-        tiles=score_tiles(headline) + training_tiles(log),
+        verdict=judge(headline, split),
+        tiles=score_tiles(headline, split) + training_tiles(log),
         tables=make_tables(rows, str(settings.get("unit", ""))),
         by_subject=draw_subjects(headline),
+        subjects=name_subjects(len({row.subject for row in headline}), split),
         pictures=pictures,
         missing=missing,
-        charts=_training_charts(log),
+        charts=draw_training(log.steps, log.columns),
         facts=_facts(settings),
         recipe=yaml.safe_dump(settings["recipe"], sort_keys=False) if "recipe" in settings else "",
         commands=_commands(run, settings),
         evaluate_command=shlex.join(["ganbert", "evaluate", str(run)]),
         version=__version__,
     )
-
-
-def _training_charts(log: TrainingLog) -> list[tuple[str, Markup]]:
-    if not log.steps.size:
-        return []
-    charts = draw_training(log.steps, log.columns)
-    return [(text, Markup(svg)) for text, svg in charts]  # noqa: S704 - our own SVG
 
 
 def _try_pictures(

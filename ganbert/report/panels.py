@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import matplotlib
 import numpy as np
 import numpy.typing as npt
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from PIL import Image
 from scipy.ndimage import center_of_mass, map_coordinates
 
@@ -23,9 +24,19 @@ from ganbert.data.volume import Volume
 
 PIXELS_PER_MM = 2
 GAP_MM = 4
-# Perceptually even and colour-blind safe. The diverging map (Crameri's berlin) is black at zero,
-# like the background of the other panels, so that error and not agreement catches the eye.
-COLORMAPS = {"mri": "gray", "pet": "inferno", "difference": "berlin"}
+# Black at zero, like the background of the other panels, so that error and not agreement catches
+# the eye; blue below and orange above, a pair that every colour vision tells apart, in steps of
+# equal CIELAB lightness (15, 30, ... 90), so that both signs are equally loud.
+_BLUES = ("#012842", "#014a75", "#0e70ab", "#1197e6", "#7dbefe", "#d0e4ff")
+_ORANGES = ("#401c01", "#783101", "#b14c01", "#ee6903", "#ffa26d", "#fedcca")
+_DIFFERENCE = LinearSegmentedColormap.from_list(
+    "difference", [*reversed(_BLUES), "#000000", *_ORANGES]
+)
+COLORMAPS: dict[str, Colormap] = {
+    "mri": matplotlib.colormaps["gray"],
+    "pet": matplotlib.colormaps["inferno"],
+    "difference": _DIFFERENCE,
+}
 # Plane: (name, world axis across the picture, world axis up the picture, world axis through it).
 PLANES = (("axial", 0, 1, 2), ("coronal", 0, 2, 1), ("sagittal", 1, 2, 0))
 
@@ -140,14 +151,16 @@ def draw_color_bar(scale: Scale) -> str:
     return _palette_png(np.tile(np.arange(255, dtype=np.uint8), (8, 1)), scale.colormap)
 
 
-def _palette_png(index: npt.NDArray[np.uint8], colormap: str, transparent: int | None = None) -> str:
-    colors = matplotlib.colormaps[colormap](np.linspace(0, 1, 255))[:, :3]
+def _palette_png(
+    index: npt.NDArray[np.uint8], colormap: str, transparent: int | None = None
+) -> str:
+    colors = COLORMAPS[colormap](np.linspace(0, 1, 255))[:, :3]
     height, width = index.shape
     image = Image.frombytes("P", (width, height), index.tobytes())
-    image.putpalette([int(round(v * 255)) for v in colors.ravel()] + [0, 0, 0])
+    image.putpalette([round(v * 255) for v in colors.ravel()] + [0, 0, 0])
     stream = io.BytesIO()
     options = {} if transparent is None else {"transparency": transparent}
-    image.save(stream, "PNG", optimize=True, **options)
+    image.save(stream, "PNG", **options)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
@@ -168,19 +181,30 @@ class Label:
 def place_labels(view: View) -> list[Label]:
     """Place R, L, A, P, S and I at the edges of the three panels of a column."""
     letters = (("L", "R"), ("P", "A"), ("I", "S"))
+    labels = []
+    for (_, across, up, _), (top, bottom) in zip(PLANES, _edges(view), strict=True):
+        middle = (top + bottom) / 2
+        labels += [
+            Label(letters[across][0], 4.0, middle),
+            Label(letters[across][1], 96.0, middle),
+            Label(letters[up][1], 50.0, top + 1.8),
+            Label(letters[up][0], 50.0, bottom - 1.8),
+        ]
+    return labels
+
+
+def name_planes(view: View) -> list[Label]:
+    """Place the name of each plane at the lower left of its panel."""
+    edges = zip(PLANES, _edges(view), strict=True)
+    return [Label(plane[0], 2.5, bottom - 1.8) for plane, (_, bottom) in edges]
+
+
+def _edges(view: View) -> list[tuple[float, float]]:
+    """Top and bottom of each panel, per cent of the column's height."""
     heights = [view.high_mm[up] - view.low_mm[up] for _, _, up, _ in PLANES]
     total = sum(heights) + GAP_MM * (len(PLANES) - 1)
-    labels, top = [], 0.0
-    for (_, across, up, _), height in zip(PLANES, heights, strict=True):
-        places = (
-            (letters[across][0], 4.0, top + height / 2),
-            (letters[across][1], 96.0, top + height / 2),
-            (letters[up][1], 50.0, top + 7.0),
-            (letters[up][0], 50.0, top + height - 7.0),
-        )
-        labels += [Label(text, left, 100 * y / total) for text, left, y in places]
-        top += height + GAP_MM
-    return labels
+    tops = [sum(heights[:i]) + GAP_MM * i for i in range(len(PLANES))]
+    return [(100 * t / total, 100 * (t + h) / total) for t, h in zip(tops, heights, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -207,6 +231,7 @@ class CaseFigures:
 
     panels: tuple[Panel, ...]
     labels: tuple[Label, ...]
+    names: tuple[Label, ...]
     view: View
     aspect: float
 
@@ -234,9 +259,9 @@ def choose_scales(pets_real: list[Volume], pets_fake: list[Volume]) -> Scales:
     unit = pets_real[0].unit
     high, width = round_up(top), round_up(error)
     return Scales(
-        mri=Scale(COLORMAPS["mri"], 0.0, 255.0, "arbitrary"),
-        pet=Scale(COLORMAPS["pet"], 0.0, high, unit),
-        difference=Scale(COLORMAPS["difference"], -width, width, unit),
+        mri=Scale("mri", 0.0, 255.0, "arbitrary units"),
+        pet=Scale("pet", 0.0, high, unit),
+        difference=Scale("difference", -width, width, unit),
     )
 
 
@@ -275,7 +300,8 @@ def draw_case(mri: Volume, pet_real: Volume, pet_fake: Volume, scales: Scales) -
     )
     height = sum(view.high_mm[up] - view.low_mm[up] for _, _, up, _ in PLANES)
     height += GAP_MM * (len(PLANES) - 1)
-    return CaseFigures(panels, tuple(place_labels(view)), view, panel_width_mm(view) / height)
+    aspect = panel_width_mm(view) / height
+    return CaseFigures(panels, tuple(place_labels(view)), tuple(name_planes(view)), view, aspect)
 
 
 def draw_frames(volume: Volume, view: View, scale: Scale) -> tuple[str, ...]:

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from markupsafe import Markup
 
 from ganbert.data.index import Index, Row, load_index
 from ganbert.data.nifti import read_cache, read_volume
 from ganbert.data.volume import Volume
 from ganbert.errors import DatasetError
-from ganbert.report.charts import draw_by_subject, draw_histogram
+from ganbert.report.charts import Drawing, draw_by_subject, draw_histogram
 from ganbert.report.panels import CaseFigures, choose_scales, draw_case
 from ganbert.report.run import MetricRow, find_prediction
-from ganbert.report.scores import BASELINE, GANBERT, METHOD_NAMES, format_number
+from ganbert.report.scores import BASELINE, GANBERT, METHOD_NAMES, METRIC_HEADS, format_number
 
 Image = tuple[str, str | None, str]
 
@@ -44,12 +43,12 @@ class Pictures:
     Attributes
     ----------
     frames : name of each PET frame
-    histograms : (description, SVG) of each frame
+    histograms : one per frame
     """
 
     frames: list[str]
     cases: list[Case]
-    histograms: list[tuple[str, Markup]]
+    histograms: list[Drawing]
     unit: str
 
 
@@ -142,39 +141,41 @@ def _frame_names(row: Row) -> list[str]:
     ]
 
 
-def _histograms(
-    pets: list[tuple[Volume, Volume]], frames: list[str]
-) -> list[tuple[str, Markup]]:
-    drawn = []
+def _histograms(pets: list[tuple[Volume, Volume]], frames: list[str]) -> list[Drawing]:
+    unit, drawn = pets[0][0].unit, []
     for t, name in enumerate(frames):
         real = np.concatenate([pet.array[t].ravel() for pet, _ in pets]).astype(np.float64)
         fake = np.concatenate([pet.array[t].ravel() for _, pet in pets]).astype(np.float64)
-        unit = pets[0][0].unit
-        svg = draw_histogram(real, fake, unit, key=f"histogram{t}", title=name)
         text = (
             f"Histogram on a log count axis, {name}: real PET from {real.min():.3g} to "
             f"{real.max():.3g} {unit}, synthesised PET from {fake.min():.3g} to {fake.max():.3g}"
         )
-        drawn.append((text, Markup(svg)))  # noqa: S704 - our own SVG
+        svg = draw_histogram(real, fake, unit, key=f"histogram{t}")
+        drawn.append(Drawing(name, text, svg))
     return drawn
 
 
-def draw_subjects(rows: list[MetricRow]) -> tuple[str, Markup] | None:
-    """Draw PSNR of GANBERT and of the mean of the training PETs, subject by subject."""
-    by_method = {
-        method: {row.image: row.values["psnr"] for row in rows if row.method == method}
+def draw_subjects(rows: list[MetricRow]) -> list[Drawing]:
+    """Draw GANBERT and the mean of the training PETs, subject by subject, for three metrics."""
+    by_image = {
+        method: {row.image: row.values for row in rows if row.method == method}
         for method in (GANBERT, BASELINE)
     }
-    images = [image for image in by_method[GANBERT] if image in by_method[BASELINE]]
+    images = [image for image in by_image[GANBERT] if image in by_image[BASELINE]]
     if not images:
-        return None
-    values = {
-        METHOD_NAMES[method]: np.array([by_method[method][image] for image in images])
-        for method in by_method
-    }
-    names = [image_label(image) for image in images]
-    svg = draw_by_subject(names, values, "PSNR, dB", key="subjects", title="Subject by subject")
-    wins = int(np.sum(values[METHOD_NAMES[GANBERT]] > values[METHOD_NAMES[BASELINE]]))
-    text = f"PSNR by subject: GANBERT is above the mean of the training PETs in {wins} " \
-           f"of {len(images)}"  # fmt: skip
-    return text, Markup(svg)  # noqa: S704 - our own SVG
+        return []
+    names, drawn = [image_label(image) for image in images], []
+    for metric in ("psnr", "ssim", "rmse"):
+        values = {
+            METHOD_NAMES[method]: np.array([by_image[method][image][metric] for image in images])
+            for method in by_image
+        }
+        heading, _, _, direction = METRIC_HEADS[metric]
+        ours, baseline = values.values()
+        wins = int(np.sum(direction * (ours - baseline) > 0))
+        title = f"{heading} by subject"
+        text = f"{title}: GANBERT is better than the mean of the training PETs in {wins} " \
+               f"of {len(images)}"  # fmt: skip
+        svg = draw_by_subject(names, values, heading, key=f"subjects-{metric}")
+        drawn.append(Drawing(title, text, svg))
+    return drawn

@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from ganbert.data.index import Row
 from ganbert.errors import CheckpointError, DatasetError
-from ganbert.tracers import get_tracer
 
 SETTINGS_NAME, LOG_NAME = "run.json", "log.jsonl"
 METRICS_NAME = "evaluation/metrics.tsv"
+SUMMARY_NAME = "evaluation/summary.json"
 PREDICTIONS_NAME = "evaluation/pet_fake"
 METRICS = ("psnr", "ssim", "rmse", "mae")
 REAL = "real"
@@ -97,15 +97,14 @@ def check_run(run: Path) -> None:
         raise CheckpointError(run, expected=expected, found="none in it", remedy=remedy)
 
 
-def read_settings(run: Path) -> dict[str, Any]:
-    """Read `run.json`; empty if it is missing.
+def read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON object of the run, such as its settings; empty if the file is missing.
 
     Raises
     ------
     CheckpointError
         If it is there but is not a JSON object.
     """
-    file = run / SETTINGS_NAME
     if not file.exists():
         return {}
     try:
@@ -206,8 +205,7 @@ def find_prediction(run: Path, row: Row) -> Path:
         If it is not there.
     """
     session = f"_ses-{row.session}" if row.session else ""
-    tracer = f"_trc-{get_tracer(row.tracer).bids_label}"
-    file = run / PREDICTIONS_NAME / f"sub-{row.subject}{session}{tracer}_pet.nii"
+    file = run / PREDICTIONS_NAME / f"sub-{row.subject}{session}.nii"
     if not file.exists():
         raise DatasetError(
             file,

@@ -84,7 +84,7 @@ def headline_rows(rows: list[MetricRow]) -> list[MetricRow]:
     return [row for row in rows if row.mask == mask]
 
 
-def _paired(rows: list[MetricRow], metric: str) -> tuple[list[float], list[float]]:
+def pair(rows: list[MetricRow], metric: str) -> tuple[list[float], list[float]]:
     """Values of GANBERT and of the baseline, image by image."""
     first = {row.image: row.values[metric] for row in rows if row.method == GANBERT}
     second = {row.image: row.values[metric] for row in rows if row.method == BASELINE}
@@ -92,28 +92,51 @@ def _paired(rows: list[MetricRow], metric: str) -> tuple[list[float], list[float
     return [first[image] for image in images], [second[image] for image in images]
 
 
-def judge(rows: list[MetricRow]) -> Verdict:
-    ours, baseline = _paired(rows, "psnr")
+def judge(rows: list[MetricRow], split: str) -> Verdict:
+    """Compare GANBERT with the mean of the training PETs, subject by subject.
+
+    Parameters
+    ----------
+    rows : of one mask and reference
+    split : "test", "val" or "train", as evaluated
+    """
+    ours, baseline = pair(rows, "psnr")
     if not ours:
-        return Verdict("none", "Not evaluated yet", "This run has not been evaluated on held-out "
-                       "subjects, so nothing is known about the quality of its images.")  # fmt: skip
+        text = "This run has not been compared with real PET, so nothing is known about the " \
+               "quality of its images."  # fmt: skip
+        return Verdict("none", "Not evaluated yet", text)
     gain = metrics.paired_difference(ours, baseline)
+    subjects = name_subjects(len({row.subject for row in rows}), split)
     where = MASK_NAMES.get(rows[0].mask, rows[0].mask)
-    subjects = len({row.subject for row in rows})
     sentence = (
-        f"PSNR {np.mean(ours):.2f} dB against {np.mean(baseline):.2f} dB for the mean of the "
-        f"training PETs ({where}): {_interval(gain, 2, signed=True)} dB, paired over "
-        f"{subjects} held-out subject{'s' if subjects != 1 else ''}, 95% confidence interval."
+        f"On {subjects}, GANBERT reaches a PSNR of {np.mean(ours):.2f} dB ({where}), the mean of "
+        f"the training PETs {np.mean(baseline):.2f} dB: a paired difference of "
+        f"{format_number(gain.mean, 2, signed=True)} dB"
     )
     if math.isnan(gain.low):
-        return Verdict("unclear", "One subject gives no interval", sentence)
-    if gain.low > 0:
-        return Verdict("better", "GANBERT beats the mean of the training PETs", sentence)
-    if gain.high < 0:
-        return Verdict("worse", "GANBERT is worse than the mean of the training PETs", sentence)
-    return Verdict(
-        "unclear", "GANBERT cannot be told from the mean of the training PETs", sentence
-    )
+        return Verdict("unclear", "One image gives no interval", f"{sentence}.")
+    low, high = (format_number(v, 2, signed=True) for v in (gain.low, gain.high))
+    sentence += f", 95% confidence interval {low} to {high} dB."
+    for tone, text, holds in (
+        ("better", "GANBERT beats the mean of the training PETs", gain.low > 0),
+        ("worse", "GANBERT is worse than the mean of the training PETs", gain.high < 0),
+        ("unclear", "GANBERT cannot be told from the mean of the training PETs", True),
+    ):
+        if holds:
+            return Verdict(tone, text, sentence)
+    raise AssertionError("unreachable")
+
+
+def name_subjects(number: int, split: str) -> str:
+    """Say how many subjects, and whether training saw them.
+
+    >>> name_subjects(1, "test"), name_subjects(3, "train")
+    ('1 held-out subject', '3 training subjects (not held out)')
+    """
+    subjects = "subject" if number == 1 else "subjects"
+    if split == "train":
+        return f"{number} training {subjects} (not held out)"
+    return f"{number} {'validation' if split == 'val' else 'held-out'} {subjects}"
 
 
 def format_number(value: float, decimals: int, *, signed: bool = False) -> str:
@@ -123,47 +146,63 @@ def format_number(value: float, decimals: int, *, signed: bool = False) -> str:
     return f"{sign}{value:.{decimals}f}".replace("-", "\u2212")
 
 
-def _interval(value: metrics.Interval, decimals: int, *, signed: bool = False) -> str:
-    mean = format_number(value.mean, decimals, signed=signed)
-    if math.isnan(value.low):
-        return mean
-    low = format_number(value.low, decimals, signed=signed)
-    return f"{mean} [{low}, {format_number(value.high, decimals, signed=signed)}]"
-
-
-def score_tiles(rows: list[MetricRow]) -> list[Tile]:
-    tiles = []
+def score_tiles(rows: list[MetricRow], split: str) -> list[Tile]:
+    """Make the tiles of the evaluation; none without one."""
     ours = [row for row in rows if row.method == GANBERT]
-    for metric, unit in (("psnr", "dB"), ("ssim", "")):
-        if ours:
-            values = metrics.confidence_interval([row.values[metric] for row in ours])
-            _, decimals, *_ = METRIC_HEADS[metric]
-            note = f"95% CI {format_number(values.low, decimals)} to " \
-                   f"{format_number(values.high, decimals)}"  # fmt: skip
-            tiles.append(Tile(format_number(values.mean, decimals), unit, metric.upper(), note))
-    gain = metrics.paired_difference(*_paired(rows, "psnr"))
+    if not ours:
+        return []
+    scores = {
+        m: metrics.confidence_interval([row.values[m] for row in ours]) for m in ("psnr", "ssim")
+    }
+    tiles = [
+        Tile(format_number(scores["psnr"].mean, 2), "dB", "PSNR", _bounds(scores["psnr"], 2)),
+        Tile(format_number(scores["ssim"].mean, 3), "", "SSIM", _bounds(scores["ssim"], 3)),
+    ]
+    gain = metrics.paired_difference(*pair(rows, "psnr"))
     if gain.num:
-        note = f"95% CI {format_number(gain.low, 2, signed=True)} to {format_number(gain.high, 2, signed=True)}"
-        tiles.append(Tile(format_number(gain.mean, 2, signed=True), "dB", "PSNR over baseline", note))
-        tiles.append(Tile(str(len({row.subject for row in rows})), "", "held-out subjects"))
-    return tiles
+        mean, bounds = format_number(gain.mean, 2, signed=True), _bounds(gain, 2, signed=True)
+        tiles.append(Tile(mean, "dB", "PSNR above the mean PET", bounds))
+    number, _, kind = name_subjects(len({row.subject for row in rows}), split).partition(" ")
+    return [*tiles, Tile(number, "", kind.capitalize())]
+
+
+def _bounds(value: metrics.Interval, decimals: int, *, signed: bool = False) -> str:
+    if math.isnan(value.low):
+        return ""
+    low, high = (format_number(v, decimals, signed=signed) for v in (value.low, value.high))
+    return f"95% CI {low} to {high}"
 
 
 def training_tiles(log: TrainingLog) -> list[Tile]:
+    """Make the tiles of the training; none without a log."""
     if not log.steps.size:
         return []
-    tiles = [Tile(f"{int(log.steps[-1]):,}", "", "optimiser steps")]
+    tiles = [Tile(f"{int(log.steps[-1]):,}", "", "Optimiser steps")]
     if log.has("samples_seen"):
         epochs = f"{log.last('epoch'):.1f} epochs" if log.has("epoch") else ""
-        tiles.append(Tile(f"{int(log.last('samples_seen')):,}", "", "volumes seen", epochs))
+        tiles.append(Tile(f"{int(log.last('samples_seen')):,}", "", "Volumes seen", epochs))
     if log.has("volumes_per_second"):
         # The first steps carry start-up and compilation.
         settled = log.columns["volumes_per_second"][min(5, log.steps.size // 2) :]
-        tiles.append(Tile(f"{np.nanmedian(settled):.3g}", "vol/s", "median throughput"))
+        value = f"{np.nanmedian(settled):.3g}"
+        tiles.append(Tile(value, "vol/s", "Median throughput", _waiting(log)))
     if log.has("seconds"):
-        minutes = float(np.nansum(log.columns["seconds"])) / 60
-        tiles.append(Tile(f"{minutes:.3g}", "min", "in optimiser steps"))
+        tiles.append(_duration(float(np.nansum(log.columns["seconds"]))))
     return tiles
+
+
+def _waiting(log: TrainingLog) -> str:
+    if not log.has("data_wait_seconds") or not log.has("seconds"):
+        return ""
+    waited, total = (np.nansum(log.columns[key]) for key in ("data_wait_seconds", "seconds"))
+    return f"{waited / total:.1%} of it waiting for data" if total > 0 else ""
+
+
+def _duration(seconds: float) -> Tile:
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return Tile(f"{seconds / size:.1f}", unit, "Training time")
+    return Tile(f"{seconds:.0f}", "s", "Training time")
 
 
 def make_tables(rows: list[MetricRow], unit: str) -> list[Table]:
@@ -191,7 +230,7 @@ def _make_table(rows: list[MetricRow], unit: str) -> Table:
         for method in methods
         for metric in METRIC_HEADS
     }
-    best = {m: max(methods, key=lambda k, m=m: _goodness(summary[k, m], m)) for m in METRIC_HEADS}
+    best = {m: _best(methods, {k: summary[k, m] for k in methods}, m) for m in METRIC_HEADS}
     cells = {
         method: [
             Cell(*_split_interval(summary[method, m], METRIC_HEADS[m][1]), best[m] == method)
@@ -215,8 +254,10 @@ def _method_order(method: str) -> tuple[int, str]:
     return (known.index(method) if method in known else len(known), method)
 
 
-def _goodness(value: metrics.Interval, metric: str) -> float:
-    return -math.inf if math.isnan(value.mean) else METRIC_HEADS[metric][3] * value.mean
+def _best(methods: list[str], values: dict[str, metrics.Interval], metric: str) -> str:
+    direction = METRIC_HEADS[metric][3]
+    means = {method: direction * values[method].mean for method in methods}
+    return max(methods, key=lambda method: (not math.isnan(means[method]), means[method]))
 
 
 def _split_interval(value: metrics.Interval, decimals: int) -> tuple[str, str]:

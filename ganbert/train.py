@@ -373,6 +373,7 @@ def run_training(run: Run, world: World) -> bool:
         if first:
             origin = f"from step {state.step}" if run.resume_from else "from the start"
             telemetry.say(f"{world.size} ranks on {world.device.type}, {origin}")
+            telemetry.say(f"metrics on port {telemetry.port} of each node")
         state = train(run, engines, batches, world, telemetry, state, stop)
         finished = state.step >= config.max_steps
         if first and finished:

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ganbert.config import NUM_FRAMES, GeneratorConfig, Grid
-from ganbert.models.blocks import Checkpoint, Resample, ResidualBlock, Shape, call_directly
+from ganbert.models.blocks import (
+    Checkpoint,
+    Resample,
+    ResidualBlock,
+    Shape,
+    call_directly,
+    group_norm,
+)
 
 # tanhshrink is flat at 0 (its slope is tanh^2): an output layer that starts there does not learn.
 # At 1.5 its slope is 0.82.
@@ -71,14 +78,20 @@ class Generator(nn.Module):
         self.checkpoint: Checkpoint = call_directly
         widths = config.channels
         stride = stem_stride(mri_grid, pet_grid)
-        self.stem = nn.Conv3d(1, widths[0], kernel_size=stride + 2, stride=stride, padding=1)
+        self.stem = nn.Sequential(
+            nn.Conv3d(1, widths[0], kernel_size=stride + 2, stride=stride, padding=1),
+            group_norm(widths[0]),
+            nn.SiLU(inplace=True),
+        )
         self._build_encoder(widths)
         self._build_decoder(widths, mri_grid, pet_grid, stride)
         self.head = nn.Conv3d(widths[0], NUM_FRAMES, kernel_size=1)
         nn.init.constant_(_bias(self.head), _OUTPUT_BIAS[config.activation])
 
     def _build_encoder(self, widths: Sequence[int]) -> None:
-        self.encode = nn.ModuleList(ResidualBlock(width, width) for width in widths)
+        # None at the stem's own level: three quarters of those voxels lie outside the PET, and the
+        # decoder refines the rest at the same resolution.
+        self.encode = nn.ModuleList(ResidualBlock(width, width) for width in widths[1:])
         self.down = nn.ModuleList(
             nn.Conv3d(narrow, wide, kernel_size=3, stride=2, padding=1)
             for narrow, wide in pairwise(widths)
@@ -108,20 +121,18 @@ class Generator(nn.Module):
         """Synthesise the two PET frames."""
         if mri.shape[1:] != (1, *self.mri_shape):
             raise ValueError(f"mri: expected (N, 1, {self.mri_shape}), got {tuple(mri.shape)}")
-        skips = self._encode(mri.to(self.stem.weight.dtype))
+        skips = self._encode(mri.to(self.head.weight.dtype))
         features = self._decode(skips)
         # The wide range of the output needs float32 whatever the precision of the weights.
         output: Tensor = _ACTIVATIONS[self.activation](self.head(features).float())
         return output
 
     def _encode(self, mri: Tensor) -> list[Tensor]:
-        features = self.stem(mri)
-        skips = []
-        for level, block in enumerate(self.encode):
-            if level > 0:
-                features = self.down[level - 1](features)
-            features = self.checkpoint(block, features)
-            skips.append(self.skip[level](features))
+        features = self.checkpoint(self.stem, mri)
+        skips = [self.skip[0](features)]
+        for down, block, skip in zip(self.down, self.encode, self.skip[1:], strict=True):
+            features = self.checkpoint(block, down(features))
+            skips.append(skip(features))
         return skips
 
     def _decode(self, skips: list[Tensor]) -> Tensor:

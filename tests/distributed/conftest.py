@@ -1,0 +1,54 @@
+"""A prepared tiny cohort, and the real launcher."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID
+from ganbert.data.phantom import make_cohort
+from ganbert.prepare import prepare
+
+RECIPE = Path(__file__).parents[1] / "data" / "recipe_tiny"
+Launch = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight tiny phantom subjects, prepared."""
+    folder = tmp_path_factory.mktemp("cohort")
+    make_cohort(folder / "bids", num_subjects=8, tracer="AV45", seed=5, size="tiny", jobs=1)
+    grids = {"mri_grid": TINY_MRI_GRID, "pet_grid": TINY_PET_GRID}
+    prepare(folder / "bids", folder / "prepared", seed=0, jobs=1, **grids)
+    return folder / "prepared"
+
+
+@pytest.fixture
+def launch(repository: Path) -> Launch:
+    """Start `deepspeed --num_gpus 2 ganbert/train.py ...` as a user does."""
+
+    def start(*arguments: object, num_ranks: int = 2) -> subprocess.Popen[str]:
+        launcher = Path(sys.executable).with_name("deepspeed")
+        environment = {**os.environ, "PATH": f"{launcher.parent}:{os.environ['PATH']}"}
+        command = [launcher, "--num_gpus", num_ranks, "--master_port", _free_port()]
+        script = repository / "ganbert" / "train.py"
+        return subprocess.Popen(
+            [str(part) for part in (*command, script, *arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+
+    return start
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

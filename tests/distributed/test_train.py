@@ -1,0 +1,143 @@
+"""Two ranks under the real launcher: train, be interrupted, resume, end where one would have ended."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from ganbert.checkpoint import list_checkpoints
+from ganbert.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR
+
+from .conftest import RECIPE, Launch
+
+MAX_STEPS = 40
+DEADLINE_SECONDS = 240
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "log.jsonl").read_text().splitlines() if (run / "log.jsonl").exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not any(line["step"] >= step for line in read_log(run)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"step {step} was not reached"
+        time.sleep(0.05)
+
+
+def ranks_of(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
+    found = {}
+    for child in psutil.Process(process.pid).children(recursive=True):
+        for argument in child.cmdline():
+            if argument.startswith("--local_rank="):
+                found[int(argument.partition("=")[2])] = child
+    return found
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=DEADLINE_SECONDS)
+    return process.returncode, output
+
+
+def weights_of(run: Path) -> dict[str, Any]:
+    return load_file(run / "export" / "generator.safetensors")
+
+
+def scrape(output_so_far: str) -> str:
+    port = output_so_far.rpartition("metrics on port ")[2].split()[0]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:  # noqa: S310
+        return reply.read().decode()
+
+
+@pytest.mark.timeout(600)
+def test_interrupted_and_resumed_run_ends_with_the_weights_of_an_undisturbed_one(
+    launch: Launch, prepared: Path, tmp_path: Path
+) -> None:
+    options = ("--config", RECIPE, "--data", prepared, "--output")
+    code, output = finish(launch(*options, tmp_path / "whole"))
+    assert code == 0, output
+    whole = read_log(tmp_path / "whole")
+    assert [line["step"] for line in whole] == list(range(1, MAX_STEPS + 1))
+    assert whole[-1]["samples_seen"] == MAX_STEPS * 2 * 2  # accumulation 2, two ranks
+
+    process = launch(*options, tmp_path / "cut")
+    wait_for_step(tmp_path / "cut", 3, process)
+    # One rank alone hears it, and not the first: the ranks must agree to leave together.
+    ranks_of(process)[1].send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == EXIT_INTERRUPTED, output
+    (checkpoint,) = list_checkpoints(tmp_path / "cut")
+    assert 3 <= json.loads((checkpoint / "state.json").read_text())["step"] < MAX_STEPS
+    assert not (tmp_path / "cut" / "export").exists()
+
+    code, output = finish(launch(*options, tmp_path / "cut"))
+    assert code == 0, output
+    expected, actual = weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut")
+    assert expected.keys() == actual.keys()
+    assert all(bool((expected[name] == actual[name]).all()) for name in expected)
+    resumed = {line["step"]: line["loss_mlm_discriminator"] for line in read_log(tmp_path / "cut")}
+    assert resumed == {line["step"]: line["loss_mlm_discriminator"] for line in whole}
+    _resume_again_changes_nothing(launch, options, tmp_path)
+
+
+def _resume_again_changes_nothing(launch: Launch, options: Any, tmp_path: Path) -> None:
+    before = weights_of(tmp_path / "cut")
+    code, output = finish(launch(*options, tmp_path / "cut"))
+    assert code == 0, output
+    after = weights_of(tmp_path / "cut")
+    assert all(bool((before[name] == after[name]).all()) for name in before)
+
+
+@pytest.mark.timeout(300)
+def test_metrics_are_served_while_training_and_report_this_run(
+    launch: Launch, prepared: Path, tmp_path: Path
+) -> None:
+    options = ("--config", RECIPE, "--data", prepared, "--output", tmp_path / "run")
+    process = launch(*options, "--max-steps", 100000)
+    assert process.stdout is not None
+    output = ""
+    for line in process.stdout:
+        output += line
+        if "metrics on port" in line:
+            break
+    wait_for_step(tmp_path / "run", 2, process)
+    text = scrape(output)
+    for rank in ranks_of(process).values():
+        rank.send_signal(signal.SIGINT)  # Ctrl-C reaches every rank
+    code, rest = finish(process)
+    assert code == EXIT_INTERRUPTED, output + rest
+    samples = dict(
+        line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")
+    )
+    assert float(samples["ganbert_step"]) >= 2
+    assert float(samples["ganbert_volumes_total"]) == 4 * float(samples["ganbert_steps_total"])
+    logged = read_log(tmp_path / "run")[int(float(samples["ganbert_step"])) - 1]
+    l1 = samples['ganbert_loss{network="generator",term="l1"}']
+    assert float(l1) == pytest.approx(logged["loss_l1"])
+
+
+@pytest.mark.timeout(300)
+def test_a_wrong_key_is_one_line_and_exit_code_2(
+    launch: Launch, prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(RECIPE, tmp_path / "recipe")
+    with (tmp_path / "recipe" / "run.yaml").open("a") as stream:
+        stream.write("max_step: 3\n")
+    options = ("--config", tmp_path / "recipe", "--data", prepared, "--output", tmp_path / "run")
+    code, output = finish(launch(*options))
+    assert code == EXIT_USER_ERROR, output
+    (line,) = [line for line in output.splitlines() if "error:" in line]
+    assert "'max_step'" in line
+    assert "did you mean 'max_steps'?" in line
+    assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()

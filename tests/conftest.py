@@ -1,12 +1,13 @@
 """Rules for every test: markers follow from the folder, and a skip says what is missing.
 
-`tests/unit/...` gets the marker `unit`, `tests/gpu/...` gets `gpu`, and so on; only `slow` is
-written by hand. Tests that need hardware or a program that is not here skip with that reason, which
-pytest lists at the end of the run (`-ra`).
+`tests/unit/...` gets the marker `unit`, `tests/gpu/...` gets `gpu`, and so on (`tests/numerics/...`
+counts as unit); only `slow` is written by hand. Tests that need hardware or a program that is not
+here skip with that reason, which pytest lists at the end of the run (`-ra`).
 """
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 TESTS = Path(__file__).parent
-FOLDERS = ("unit", "integration", "distributed", "gpu", "browser")
+FOLDERS = ("unit", "numerics", "integration", "distributed", "gpu", "browser")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -42,12 +43,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(TESTS).parts[0]
         if folder not in FOLDERS:
             raise pytest.UsageError(f"{item.path}: tests stand in one of {', '.join(FOLDERS)}")
-        item.add_marker(folder)
+        item.add_marker("unit" if folder == "numerics" else folder)
         if folder in REQUIREMENTS:
             if folder not in missing:
                 missing[folder] = REQUIREMENTS[folder]()
             if missing[folder] is not None:
                 item.add_marker(pytest.mark.skip(reason=missing[folder]))
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """A test draws the same numbers alone and among others."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")

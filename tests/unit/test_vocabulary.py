@@ -1,0 +1,87 @@
+"""Token ids: always in the vocabulary, computed in float32, special tokens beyond them."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ganbert.models.vocabulary import (
+    ALIAS_BAND,
+    CLS_ID,
+    MASK_ID,
+    MAX_INTENSITY_ID,
+    PAD_ID,
+    SCALE,
+    SEP_ID,
+    VOCABULARY_SIZE,
+    integers_to_ids,
+    values_to_ids,
+)
+
+FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=32)
+INTEGERS = st.integers(min_value=-(2**62), max_value=2**62)
+
+
+@given(st.lists(FLOATS, min_size=1, max_size=20))
+@settings(max_examples=50, deadline=None)
+def test_every_finite_value_has_an_intensity_id(values: list[float]) -> None:
+    ids = values_to_ids(torch.tensor(values))
+    assert ids.dtype == torch.int64
+    assert 0 <= ids.min() <= ids.max() <= MAX_INTENSITY_ID
+
+
+@given(st.lists(INTEGERS, min_size=1, max_size=20))
+@settings(max_examples=50, deadline=None)
+def test_integers_follow_the_three_rules(integers: list[int]) -> None:
+    def rule(t: int) -> int:
+        if t < 0:
+            return -t % ALIAS_BAND
+        return t if t <= MAX_INTENSITY_ID else t % ALIAS_BAND + ALIAS_BAND
+
+    assert integers_to_ids(torch.tensor(integers)).tolist() == [rule(t) for t in integers]
+
+
+@given(st.integers(min_value=0, max_value=MAX_INTENSITY_ID))
+@settings(max_examples=50, deadline=None)
+def test_ids_in_range_lose_at_most_half_a_thousandth(number: int) -> None:
+    value = number / SCALE
+    assert values_to_ids(torch.tensor([value])).item() == number
+    for shifted in (value + 0.0004, max(value - 0.0004, 0.0)):
+        if shifted * SCALE <= MAX_INTENSITY_ID:
+            assert abs(values_to_ids(torch.tensor([shifted])).item() - shifted * SCALE) <= 0.51
+
+
+def test_keeps_the_shape() -> None:
+    assert values_to_ids(torch.zeros(2, 3, 4)).shape == (2, 3, 4)
+
+
+# Multiplied in its own type, 2.049 in float16 would land on 2048 and 3.015625 in bfloat16 on a
+# multiple of 16.
+@pytest.mark.parametrize(
+    ("value", "dtype", "expected"),
+    [(2.048828125, torch.float16, 2049), (3.015625, torch.bfloat16, 3016)],
+)
+def test_low_precision_is_upcast_before_it_is_scaled(
+    value: float, dtype: torch.dtype, expected: int
+) -> None:
+    stored = torch.tensor([value], dtype=dtype)
+    assert stored.item() == value
+    assert values_to_ids(stored).tolist() == [expected]
+    assert values_to_ids(stored).tolist() != torch.round(stored * SCALE).long().tolist()
+
+
+def test_float16_overflow_does_not_reach_the_ids() -> None:
+    # 100 * 1000 is infinite in float16; 100000 mod 500 + 500 = 500.
+    assert values_to_ids(torch.tensor([100.0], dtype=torch.float16)).tolist() == [500]
+
+
+def test_special_tokens_stand_beyond_the_intensities() -> None:
+    special = [CLS_ID, SEP_ID, MASK_ID, PAD_ID]
+    assert len(set(special)) == 4
+    assert min(special) > MAX_INTENSITY_ID
+    assert max(special) < VOCABULARY_SIZE
+
+
+def test_size_suits_tensor_cores() -> None:
+    assert VOCABULARY_SIZE % 128 == 0
+    assert VOCABULARY_SIZE - PAD_ID <= 128

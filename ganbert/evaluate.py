@@ -75,6 +75,9 @@ def read_run(run: Path, data: Path | None = None) -> tuple[Path, Index, str]:
         raise CheckpointError(
             file, expected="the description of a run", found=found, remedy=remedy
         ) from error
+    if not folder.exists():
+        remedy = "give the prepared folder with --data, if it has moved"
+        raise DatasetError(folder, expected="the prepared folder", found="nothing", remedy=remedy)
     index = load_index(folder)
     digest = file_sha256(index_path(folder))
     if digest != sha256:

@@ -212,6 +212,11 @@ def _raise_failures(failures: Sequence[ImageError], num_scans: int, out_dir: Pat
         )
 
 
+def _say(console: Console, text: str) -> None:
+    """Print one line as it is: a path is neither markup nor broken at the edge of a terminal."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _progress(console: Console) -> Progress:
     return Progress(
         TextColumn("[bold]{task.description}"),
@@ -293,13 +298,13 @@ def _run(
                 pet = _synthesise(bids_dir / scan.path, predictor)
             except ImageError as error:
                 failures.append(error)
-                console.print(f"{scan.label}: {error}", style="red", markup=False)
+                _say(console, f"{scan.label}: {error}")
                 continue
             if not (out_dir / derivatives.DESCRIPTION_NAME).exists():
                 _start_dataset(out_dir, description, derivatives.readme(card))
             _write(image, pet, derivatives.pet_sidecar(card, scan.path))
             images.append(image)
     kept = f" ({num_kept} from an earlier run)" if num_kept else ""
-    console.print(f"{len(images)} of {len(scans)} synthetic PET in {out_dir}{kept}", markup=False)
+    _say(console, f"{len(images)} of {len(scans)} synthetic PET in {out_dir}{kept}")
     _raise_failures(failures, len(scans), out_dir)
     return images

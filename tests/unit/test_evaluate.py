@@ -216,7 +216,7 @@ def test_a_second_evaluation_is_the_same_and_replaces_the_first(run: Path) -> No
 
 def test_a_moved_folder_is_given_and_a_changed_one_refused(run: Path, tmp_path: Path) -> None:
     moved = (tmp_path / "data").rename(tmp_path / "moved")
-    with pytest.raises(DatasetError):
+    with pytest.raises(DatasetError, match="--data"):
         evaluate(run, console=QUIET)
     assert evaluate(run, data=moved, split="val", console=QUIET).is_dir()
     (moved / "index.json").write_text((moved / "index.json").read_text() + "\n")

@@ -1,0 +1,133 @@
+"""The loader: what each rank gets, resuming, and holes in the cache."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ganbert.data.index import Index
+from ganbert.data.loader import Batch, Loader, build_loader
+from ganbert.errors import DatasetError
+from tests.tiny_cache import write_tiny_cache
+
+NUM_ROWS = 7
+
+
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Index]:
+    folder = tmp_path_factory.mktemp("cache")
+    return folder, write_tiny_cache(folder, NUM_ROWS)
+
+
+def load(cache: tuple[Path, Index], split: str = "train", **changes: Any) -> Loader:
+    options: dict[str, Any] = {
+        "intensity_ratio": 0.01,
+        "micro_batch": 2,
+        "rank": 0,
+        "world_size": 1,
+        "seed": 5,
+        "start_micro_step": 0,
+        "num_micro_steps": 6,
+        "device_id": None,
+    } | changes
+    folder, index = cache
+    return build_loader(folder, index, split, **options)  # type: ignore[arg-type]
+
+
+def collect(loader: Iterator[Batch]) -> list[Batch]:
+    return list(loader)
+
+
+def test_a_batch_has_shapes_types_and_the_statistics_of_its_rows(
+    shared_cache: tuple[Path, Index],
+) -> None:
+    rows = shared_cache[1].select("train")
+    loader = load(shared_cache)
+    assert len(loader) == 6
+    for batch in loader:
+        assert batch.mri.shape == (2, 1, 5, 6, 7)
+        assert batch.pet_real.shape == (2, 2, 3, 4, 2)
+        assert batch.mri.dtype == batch.pet_real.dtype == torch.float32
+        expected = torch.tensor([rows[position].mri.mean for position in batch.rows])
+        torch.testing.assert_close(batch.mri_mean, expected)
+        # Normalised by its own statistics: mean 0, deviation 1, sample by sample.
+        np.testing.assert_allclose(batch.mri.mean(dim=(1, 2, 3, 4)), 0.0, atol=1e-5)
+        np.testing.assert_allclose(batch.mri.std(dim=(1, 2, 3, 4), correction=0), 1.0, rtol=1e-4)
+
+
+def test_the_ranks_together_see_each_row_once_per_epoch(shared_cache: tuple[Path, Index]) -> None:
+    per_rank = [
+        [
+            position
+            for batch in load(shared_cache, rank=rank, world_size=2, num_micro_steps=7)
+            for position in batch.rows
+        ]
+        for rank in range(2)
+    ]
+    # 7 steps x 2 ranks x 2 samples = 4 epochs of 7 rows.
+    seen = np.bincount(per_rank[0] + per_rank[1], minlength=NUM_ROWS)
+    np.testing.assert_array_equal(seen, 4)
+    assert len(per_rank[0]) == len(per_rank[1]) == 14
+
+
+def test_resuming_gives_the_batches_that_would_have_come(shared_cache: tuple[Path, Index]) -> None:
+    whole = collect(load(shared_cache))
+    resumed = collect(load(shared_cache, start_micro_step=4, num_micro_steps=2))
+    for before, after in zip(whole[4:], resumed, strict=True):
+        assert before.rows == after.rows
+        assert torch.equal(before.mri, after.mri)
+        assert torch.equal(before.pet_real, after.pet_real)
+
+
+def test_a_batch_is_not_overwritten_by_later_ones(shared_cache: tuple[Path, Index]) -> None:
+    loader = load(shared_cache, num_micro_steps=30)
+    first = next(loader)
+    mri, pet = first.mri.clone(), first.pet_real.clone()
+    collect(loader)
+    assert torch.equal(first.mri, mri)
+    assert torch.equal(first.pet_real, pet)
+
+
+def test_the_end_and_closing(shared_cache: tuple[Path, Index]) -> None:
+    assert collect(load(shared_cache, num_micro_steps=0)) == []
+    loader = load(shared_cache)
+    next(loader)
+    loader.close()
+    loader.close()
+    assert collect(loader) == []
+
+
+def test_an_empty_split(shared_cache: tuple[Path, Index]) -> None:
+    with pytest.raises(DatasetError, match="rows in split 'test'"):
+        load(shared_cache, split="test")
+
+
+@pytest.mark.parametrize("name", ["3_T1w.nii", "3_pet.nii"])
+def test_holes_in_the_cache_show_before_the_first_batch(name: str, tmp_path: Path) -> None:
+    index = write_tiny_cache(tmp_path, NUM_ROWS)
+    size = (tmp_path / name).stat().st_size
+    os.truncate(tmp_path / name, size - 1)
+    with pytest.raises(DatasetError, match=f"{name}: expected {size} bytes, found {size - 1}"):
+        load((tmp_path, index))
+    (tmp_path / name).unlink()
+    with pytest.raises(DatasetError, match=f"{name}: expected a cached image, found No such file"):
+        load((tmp_path, index))
+
+
+@pytest.mark.parametrize("size", [None, 0, 400])
+def test_a_file_that_breaks_while_streaming_is_named(size: int | None, tmp_path: Path) -> None:
+    index = write_tiny_cache(tmp_path, NUM_ROWS)
+    loader = load((tmp_path, index), num_micro_steps=40)
+    next(loader)
+    path = tmp_path / "3_T1w.nii"
+    if size is None:
+        path.unlink()
+    else:
+        os.truncate(path, size)
+    with pytest.raises(DatasetError, match=r"3_T1w\.nii: expected") as caught:
+        collect(loader)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,249 @@
+"""NIfTI: axes, orientation and scaling of what is read; bytes of what is written; bad files."""
+
+import gzip
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from ganbert.data.nifti import (
+    HEADER_BYTES,
+    read_cache,
+    read_volume,
+    resample,
+    write_cache,
+    write_volume,
+)
+from ganbert.data.volume import Volume
+from ganbert.errors import ImageError, OutputError
+
+RAS_AFFINE = np.array([[2.0, 0, 0, -5], [0, 3, 0, 7], [0, 0, 1.5, 2], [0, 0, 0, 1]])
+ORIENTATIONS = [
+    np.column_stack([axes, flips])
+    for axes in itertools.permutations(range(3))
+    for flips in itertools.product((1, -1), repeat=3)
+]
+
+
+def asymmetric() -> np.ndarray:
+    """(X, Y, Z), each voxel different, each axis of another length."""
+    return np.arange(4 * 5 * 6, dtype=np.float32).reshape(4, 5, 6)
+
+
+def pet_volume() -> Volume:
+    array = np.random.default_rng(0).random((2, 3, 4, 5)).astype(np.float32)
+    affine = np.array([[0, 0, 2.0, 1], [3, 0, 0, 2], [0, 4, 0, 3], [0, 0, 0, 1]])
+    return Volume(array, affine, "SUVR")
+
+
+def whole_file(tmp_path: Path, suffix: str) -> bytes:
+    path = tmp_path / f"whole{suffix}"
+    nib.Nifti1Image(asymmetric(), RAS_AFFINE).to_filename(path)
+    return path.read_bytes()
+
+
+def test_there_are_48_orientations() -> None:
+    assert len(ORIENTATIONS) == 48
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS, ids=str)
+def test_a_voxel_keeps_value_and_place_in_any_orientation(
+    orientation: np.ndarray, tmp_path: Path
+) -> None:
+    array = asymmetric()
+    nib.Nifti1Image(array, RAS_AFFINE).as_reoriented(orientation).to_filename(tmp_path / "a.nii")
+    volume = read_volume(tmp_path / "a.nii")
+    # By hand: x = 3, y = 1, z = 2 is w = 3, d = 1, h = 2, at (2*3-5, 3*1+7, 1.5*2+2) mm.
+    assert volume.array[0, 1, 2, 3] == array[3, 1, 2]
+    np.testing.assert_allclose(volume.affine @ [1, 2, 3, 1], [1, 10, 5, 1])
+    assert volume.spacing_mm == (3.0, 1.5, 2.0)
+    assert volume.array.flags.c_contiguous
+
+
+def test_slope_intercept_and_metres_are_applied(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.full((2, 3, 4), 10, np.int16), RAS_AFFINE / 1000)
+    image.header.set_slope_inter(0.5, 3)
+    image.header.set_xyzt_units("meter")
+    image.to_filename(tmp_path / "scaled.nii.gz")
+    stored = nib.load(tmp_path / "scaled.nii.gz")
+    volume = read_volume(tmp_path / "scaled.nii.gz")
+    np.testing.assert_allclose(volume.array[0], stored.get_fdata().transpose(1, 2, 0))
+    np.testing.assert_allclose(volume.spacing_mm, (3.0, 1.5, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_frames"), [((4, 5, 6), 1), ((4, 5, 6, 1), 1), ((4, 5, 6, 3), 3)]
+)
+def test_three_and_four_axes(shape: tuple[int, ...], num_frames: int, tmp_path: Path) -> None:
+    nib.Nifti1Image(np.ones(shape, np.float32), RAS_AFFINE).to_filename(tmp_path / "a.nii")
+    assert read_volume(tmp_path / "a.nii", "Bq/mL").array.shape == (num_frames, 5, 6, 4)
+    assert read_volume(tmp_path / "a.nii", "Bq/mL").unit == "Bq/mL"
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_what_is_written_for_people_is_read_back_and_is_xyzt(suffix: str, tmp_path: Path) -> None:
+    volume, path = pet_volume(), tmp_path / f"pet{suffix}"
+    write_volume(path, volume)
+    again = read_volume(path, "SUVR")
+    np.testing.assert_array_equal(again.array, volume.array)
+    np.testing.assert_allclose(again.affine, volume.affine)
+    image = nib.load(path)
+    assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
+    np.testing.assert_array_equal(image.get_fdata(), volume.array.transpose(3, 1, 2, 0))
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_one_frame_is_written_as_3d(tmp_path: Path) -> None:
+    volume = pet_volume()
+    write_volume(tmp_path / "a.nii", Volume(volume.array[:1], volume.affine, "SUVR"))
+    assert nib.load(tmp_path / "a.nii").shape == (5, 3, 4)
+
+
+def test_integers_are_rounded_and_clipped(tmp_path: Path) -> None:
+    array = np.array([-3.0, 1.4, 1.6, 254.6, 300.0, 7.0, 8.0, 9.0], np.float32).reshape(1, 2, 2, 2)
+    write_volume(tmp_path / "a.nii", Volume(array, np.eye(4), "arbitrary"), dtype=np.uint8)
+    assert read_volume(tmp_path / "a.nii").array.size == 8
+    stored = np.sort(nib.load(tmp_path / "a.nii").get_fdata().ravel())
+    np.testing.assert_array_equal(stored, [0, 1, 2, 7, 8, 9, 255, 255])
+
+
+def test_the_same_volume_gives_the_same_bytes_without_text(tmp_path: Path) -> None:
+    for name in ("a.nii.gz", "b.nii.gz"):
+        write_volume(tmp_path / name, pet_volume())
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+    header = nib.load(tmp_path / "a.nii.gz").header
+    for field in ("descrip", "aux_file", "db_name", "intent_name"):
+        assert header[field].item() == b""
+
+
+def test_the_payload_of_a_cache_file_is_the_array(tmp_path: Path) -> None:
+    volume, path = pet_volume(), tmp_path / "a.nii"
+    write_cache(path, volume, dtype=np.float32)
+    assert path.read_bytes()[HEADER_BYTES:] == volume.array.tobytes()
+    for again in (read_cache(path, "SUVR"), read_volume(path, "SUVR")):
+        np.testing.assert_array_equal(again.array, volume.array)
+        np.testing.assert_allclose(again.affine, volume.affine)
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.img"])
+def test_a_cache_is_not_compressed(name: str, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="not compressed"):
+        write_cache(tmp_path / name, pet_volume(), dtype=np.float32)
+
+
+@pytest.mark.parametrize("name", ["a.mgz", "missing/a.nii"])
+def test_what_cannot_be_written_leaves_nothing(name: str, tmp_path: Path) -> None:
+    with pytest.raises(OutputError):
+        write_volume(tmp_path / name, pet_volume())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resampling_onto_its_own_grid_changes_nothing() -> None:
+    volume = pet_volume()
+    again = resample(volume, volume.affine, volume.shape)
+    np.testing.assert_allclose(again.array, volume.array, atol=1e-6)
+
+
+def test_resampling_interpolates_and_is_zero_outside() -> None:
+    array = np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2)
+    shifted = np.eye(4)
+    shifted[2, 3] = 0.5  # half a voxel along w
+    result = resample(Volume(array, np.eye(4), "SUVR"), shifted, (2, 2, 4))
+    # By hand: 0.5 between 0 and 1; then half of the last voxel; then nothing.
+    np.testing.assert_allclose(result.array[0, 0, 0], [0.5, 0.5, 0.0, 0.0])
+
+
+def zero_dimension(content: bytes) -> bytes:
+    return content[:42] + b"\0\0" + content[44:]
+
+
+def dimensions(*sizes: int) -> Callable[[bytes], bytes]:
+    claim = np.array([len(sizes), *sizes, *[1] * (7 - len(sizes))], "<i2").tobytes()
+    return lambda content: content[:40] + claim + content[56:]
+
+
+DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda content: b"", "readable NIfTI"),
+    "truncated": (lambda content: content[:-8], "as its header says"),
+    "wrong magic": (lambda content: b"x" * len(content), "readable NIfTI"),
+    "wrong version": (lambda content: content[:344] + b"zz1\0" + content[348:], "readable NIfTI"),
+    "zero size": (zero_dimension, "3D or 4D"),
+    "negative size": (dimensions(-4, 5, 6), "3D or 4D"),
+    "2D": (dimensions(4, 30), "3D or 4D"),
+    "one slice": (dimensions(4, 30, 1), "3D or 4D"),
+    "5D": (dimensions(4, 5, 2, 1, 3), "3D or 4D"),
+    "larger than any image": (dimensions(30000, 30000, 30000), "at most"),
+    "larger than the file": (dimensions(1000, 1000, 1000), "as its header says"),
+    "unknown type": (lambda content: content[:70] + b"\xe7\x03" + content[72:], "readable NIfTI"),
+    "no orientation": (lambda content: content[:252] + b"\0" * 4 + content[256:], "orientation"),
+    "flat affine": (lambda content: content[:280] + content[296:312] + content[296:], "rank 3"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_one_clear_line(
+    damage: str, suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    change, message = DAMAGES[damage]
+    path = tmp_path / f"bad{suffix}"
+    content = change(whole_file(tmp_path, ".nii"))
+    path.write_bytes(gzip.compress(content) if suffix == ".nii.gz" else content)
+    if damage == "truncated" and suffix == ".nii.gz":
+        message = "readable NIfTI"  # only known after decompression
+    with pytest.raises(ImageError, match=message) as caught:
+        read_volume(path)
+    assert str(caught.value).startswith(f"{path}: expected ")
+    assert "\n" not in str(caught.value)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("keep", [0, 1, 30, -40, -4])
+def test_a_truncated_gzip_is_one_clear_line(keep: int, tmp_path: Path) -> None:
+    path = tmp_path / "bad.nii.gz"
+    path.write_bytes(whole_file(tmp_path, ".nii.gz")[:keep])
+    with pytest.raises(ImageError, match="readable NIfTI"):
+        read_volume(path)
+
+
+def test_a_flipped_bit_in_a_gzip_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "bad.nii.gz"
+    content = bytearray(whole_file(tmp_path, ".nii.gz"))
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+    with pytest.raises(ImageError, match="readable NIfTI"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_voxels_that_are_not_finite(value: float, everywhere: bool, tmp_path: Path) -> None:
+    array = asymmetric()
+    array[slice(None) if everywhere else (0, 0, 0)] = value
+    nib.Nifti1Image(array, RAS_AFFINE).to_filename(tmp_path / "a.nii")
+    count = array.size if everywhere else 1
+    with pytest.raises(ImageError, match=f"found {count} of {array.size} that are NaN"):
+        read_volume(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, [("R", "u1"), ("G", "u1"), ("B", "u1")]])
+def test_colours_and_complex_numbers_are_refused(dtype: object, tmp_path: Path) -> None:
+    nib.Nifti1Image(np.zeros((4, 5, 6), dtype), RAS_AFFINE).to_filename(tmp_path / "a.nii")
+    with pytest.raises(ImageError, match="real numbers"):
+        read_volume(tmp_path / "a.nii")
+
+
+def test_nothing_and_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="found nothing"):
+        read_volume(tmp_path / "none.nii")
+    with pytest.raises(ImageError, match="found a folder"):
+        read_volume(tmp_path)
+
+
+def test_another_format_is_named(tmp_path: Path) -> None:
+    nib.MGHImage(asymmetric(), RAS_AFFINE).to_filename(tmp_path / "a.mgz")
+    with pytest.raises(ImageError, match="found a MGHImage"):
+        read_volume(tmp_path / "a.mgz")

@@ -24,8 +24,10 @@ BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
 # The launcher looks for itself, for ninja and for python through PATH.
 export PATH := $(BIN):$(PATH)
-# CPU only: DeepSpeed compiles no operation ahead of time; what it needs it builds on first use.
+# DeepSpeed compiles no operation while it is installed; what it needs it builds on first use.
 export DS_BUILD_OPS := 0
+# What DeepSpeed compiles on first use belongs to the environment that it was compiled for.
+export TORCH_EXTENSIONS_DIR := $(abspath $(VENV))/torch_extensions
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help
@@ -108,8 +110,10 @@ $(DEMO_DIR)/.train.done: $(DEMO_DIR)/.prepare.done
 	@gpus=$$(python -c 'import torch; print(torch.cuda.device_count())'); cores=$$(nproc); \
 	procs="$(NUM_PROCS)"; if [ -z "$$procs" ]; then \
 	  if [ $$gpus -gt 0 ]; then procs=$$gpus; else procs=$$(( cores < 2 ? 1 : 2 )); fi; fi; \
-	if [ $$gpus -eq 0 ]; then export OMP_NUM_THREADS=$$(( cores / procs > 0 ? cores / procs : 1 )); fi; \
+	if [ $$gpus -eq 0 ]; then \
+	  export DS_ACCELERATOR=cpu OMP_NUM_THREADS=$$(( cores / procs > 0 ? cores / procs : 1 )); fi; \
 	echo "== [3/7] train: deepspeed --num_gpus $$procs ganbert/train.py ($$gpus GPUs, $$cores cores) -> $(DEMO_DIR)/run"; \
+	test -d "$(TORCH_EXTENSIONS_DIR)" || echo "   (the first time, DeepSpeed compiles an operation: a minute or two)"; \
 	deepspeed --num_gpus $$procs ganbert/train.py --config ds_configs/demo \
 	  --data "$(DEMO_DIR)/prepared" --output "$(DEMO_DIR)/run" --resume auto
 	@touch $@

@@ -18,6 +18,8 @@ DEMO_SUBJECTS ?= 32
 DEMO_TRACER ?= AV45
 # Processes that train: every GPU, or two on the CPU.
 NUM_PROCS ?=
+# Training steps, instead of those of ds_configs/demo (a smoke test: DEMO_STEPS=2).
+DEMO_STEPS ?=
 PYTEST_ARGS ?=
 
 BIN := $(abspath $(VENV))/bin
@@ -115,7 +117,7 @@ $(DEMO_DIR)/.train.done: $(DEMO_DIR)/.prepare.done
 	echo "== [3/7] train: deepspeed --num_gpus $$procs ganbert/train.py ($$gpus GPUs, $$cores cores) -> $(DEMO_DIR)/run"; \
 	test -d "$(TORCH_EXTENSIONS_DIR)" || echo "   (the first time, DeepSpeed compiles an operation: a minute or two)"; \
 	deepspeed --num_gpus $$procs ganbert/train.py --config ds_configs/demo \
-	  --data "$(DEMO_DIR)/prepared" --output "$(DEMO_DIR)/run" --resume auto
+	  --data "$(DEMO_DIR)/prepared" --output "$(DEMO_DIR)/run" --resume auto $(if $(DEMO_STEPS),--max-steps $(DEMO_STEPS))
 	@touch $@
 
 $(DEMO_DIR)/.evaluate.done: $(DEMO_DIR)/.train.done

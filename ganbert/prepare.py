@@ -36,7 +36,7 @@ from rich.progress import (
 
 import ganbert
 from ganbert.config import Grid
-from ganbert.data.cache import CACHE_NAME, CachePlace, make_row
+from ganbert.data.cache import CACHE_NAME, CachePlace, images_of, make_row
 from ganbert.data.conform import suggest_intensity_ratio
 from ganbert.data.index import (
     INDEX_NAME,
@@ -47,6 +47,7 @@ from ganbert.data.index import (
     save_index,
 )
 from ganbert.data.layouts import find_pairs
+from ganbert.data.nifti import check_header
 from ganbert.data.volume import Pair
 from ganbert.errors import ConfigError, OutputError, PlatformError
 
@@ -118,6 +119,9 @@ def prepare(
         seed=seed,
         fractions=fractions,
     )
+    # All headers before the first conforming: a 2D image should not show after an hour.
+    for path in dict.fromkeys(path for pair in pairs for path in images_of(pair)):
+        check_header(path)
     splits = split_subjects([pair.subject for pair in pairs], seed, fractions)
     with _claimed(out, plan):
         place = CachePlace(bids, out, mri_grid, pet_grid)
@@ -210,13 +214,21 @@ def _check_out(out: Path, plan: Plan) -> bool:
         found = "a folder that is not empty" if out.is_dir() else "a file"
         expected = "an empty folder, or one that `ganbert prepare` has begun"
         raise OutputError(out, expected=expected, found=found, remedy=remedy) from error
-    before, now = previous.model_dump(), plan.model_dump()
-    changes = [f"{name} {before[name]}" for name in now if before[name] != now[name]]
-    if changes:
-        expected = ", ".join(f"{name} {now[name]}" for name in now if before[name] != now[name])
-        found = f"a cache made with {', '.join(changes)}"
-        raise OutputError(out, expected=expected, found=found, remedy=remedy)
+    changed = [name for name in Plan.model_fields if getattr(previous, name) != getattr(plan, name)]
+    if changed:
+        found = f"a cache made with {_describe(previous, changed)}"
+        raise OutputError(out, expected=_describe(plan, changed), found=found, remedy=remedy)
     return False
+
+
+def _describe(plan: Plan, names: Sequence[str]) -> str:
+    def text(value: object) -> str:
+        if not isinstance(value, Grid):
+            return str(value)
+        shape = "x".join(map(str, value.shape))
+        return f"{shape} at {'x'.join(f'{edge:g}' for edge in value.spacing_mm)} mm"
+
+    return ", ".join(f"{name} {text(getattr(plan, name))}" for name in names)
 
 
 def _remove_shell(out: Path, cache: Path, *, keep: bool) -> None:

@@ -117,7 +117,8 @@ def _row_name(pair: Pair) -> str:
     return f"sub-{pair.subject}{session}_trc-{TRACERS[pair.tracer].bids_label}"
 
 
-def _inputs(pair: Pair) -> list[str]:
+def images_of(pair: Pair) -> list[str]:
+    """Return the paths of all images that a row is made from, T1w first, then PET."""
     return [path for path in (pair.mri, pair.pet, pair.truth, pair.dseg) if path]
 
 
@@ -127,7 +128,7 @@ def _relative(path: str, place: CachePlace) -> str:
 
 def _recipe(pair: Pair, place: CachePlace) -> RowRecipe:
     inputs = []
-    for path in _inputs(pair):
+    for path in images_of(pair):
         try:
             status = os.stat(path)
         except OSError as error:
@@ -225,7 +226,7 @@ def _save(pair: Pair, images: _Images, place: CachePlace, name: str) -> Row:
         pet=save(images.pet, "pet", np.float32),
         truth=save(images.truth, "truth", np.float32) if images.truth else None,
         dseg=save(images.dseg, "dseg", np.int32) if images.dseg else None,
-        sources=tuple(_relative(path, place) for path in _inputs(pair)),
+        sources=tuple(_relative(path, place) for path in images_of(pair)),
     )
 
 

@@ -94,6 +94,19 @@ def read_volume(path: str | Path, unit: str = "arbitrary") -> Volume:
     return Volume(array, affine[:, [1, 2, 0, 3]], unit)
 
 
+def check_header(path: str | Path) -> None:
+    """Raise what `read_volume` would raise for the header, without reading a voxel.
+
+    Raises
+    ------
+    ImageError
+        If the file is missing, not NIfTI, not 3D or 4D, too large, too short for what its header
+        says, or has no usable orientation.
+    """
+    path = Path(path)
+    _world_affine(path, _open(path))
+
+
 def read_cache(path: str | Path, unit: str = "arbitrary") -> Volume:
     """Read a file of `write_cache` back, without reorienting it.
 

@@ -251,6 +251,17 @@ def test_the_error_of_a_worker_arrives_with_its_file(tmp_path: Path) -> None:
     assert len(run(bids, out).rows) == 3
 
 
+def test_headers_are_checked_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bids, out = write_tree(tmp_path / "bids", 3), tmp_path / "out"
+    write_image(bids / "sub-03/anat/sub-03_T1w.nii.gz", np.ones((16, 16), np.float32))
+    monkeypatch.setattr(ganbert.data.cache, "read_volume", None)
+    with pytest.raises(ImageError, match=r"sub-03_T1w\.nii\.gz: expected a 3D or 4D"):
+        run(bids, out)
+    assert not out.exists()
+
+
 def test_no_t1w_and_no_pet_leave_no_folder(tmp_path: Path) -> None:
     bids, out = write_tree(tmp_path / "bids", 1), tmp_path / "out"
     for folder, message in (("pet", "_pet.nii"), ("anat", "_T1w.nii")):

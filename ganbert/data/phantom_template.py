@@ -107,7 +107,7 @@ def load_template(spacing_mm: int) -> Template:
     # Here, not above: nilearn takes seconds to import, and only the first process needs it.
     from nilearn import datasets
 
-    affine = np.asarray(datasets.load_mni152_template(resolution=1).affine, dtype=np.float64)
+    affine = np.array(datasets.load_mni152_template(resolution=1).affine, dtype=np.float64)
     loaders = (
         *(datasets.load_mni152_gm_template, datasets.load_mni152_wm_template),
         *(datasets.load_mni152_brain_mask, datasets.load_mni152_template),

@@ -1,4 +1,4 @@
-"""The generator: shapes, geometry, precision, checkpointing, and that it can learn from step one."""
+"""The generator: shapes, geometry, precision, checkpointing, and learning from the first step."""
 
 from itertools import product
 

@@ -18,7 +18,7 @@ MRI_GRID = Grid(shape=(32, 32, 32), spacing_mm=(8.0, 8.0, 8.0))
 # Another spacing along each axis: a picture that forgets the spacing is seen.
 PET_GRID = Grid(shape=(23, 15, 19), spacing_mm=(8.0, 10.0, 8.0))
 FRAME_START_S, FRAME_DURATION_S = (3000.0, 3300.0), (300.0, 300.0)
-HOT_SPOT_MM = (-30.0, 40.0, 35.0)
+HOT_SPOT_MM = (-32.0, 40.0, 30.0)
 COLUMNS = "subject session tracer method mask reference data_range_low data_range_high " \
           "psnr ssim rmse mae".split()  # fmt: skip
 LOSSES = ("loss_l1", "loss_nsp_generator", "loss_mlm_generator", "loss_nsp_discriminator",

@@ -26,7 +26,7 @@ CHART_INCHES = (4.3, 2.7)
 
 # Stand-ins, and the CSS variables that replace them. Blue and vermillion: Okabe and Ito.
 INK, FAINT, GRID = "#010101", "#020202", "#030303"
-FIRST, SECOND, THIRD = "#040404", "#050505", "#060606"
+FIRST, SECOND, THIRD, FOURTH = "#040404", "#050505", "#060606", "#070707"
 _CSS = {
     INK: "var(--ink)",
     FAINT: "var(--muted)",
@@ -34,6 +34,7 @@ _CSS = {
     FIRST: "var(--series-1)",
     SECOND: "var(--series-2)",
     THIRD: "var(--series-3)",
+    FOURTH: "var(--series-4)",
 }
 _STYLE = {
     "svg.fonttype": "none",
@@ -91,7 +92,7 @@ class Chart:
     Attributes
     ----------
     key : unique within the page; prefixes the ids of the SVG
-    mark : (value, name) of a horizontal reference line
+    mark : value of a horizontal reference line
     factor : values are multiplied by it
     """
 
@@ -101,7 +102,7 @@ class Chart:
     series: tuple[Series, ...]
     logarithmic: bool = False
     limits: tuple[float, float | None] | None = None
-    mark: tuple[float, str] | None = None
+    mark: float | None = None
     factor: float = 1.0
 
 
@@ -120,8 +121,8 @@ _TRAINING: tuple[tuple[Chart, _Lines], ...] = (
         ),
     ),
     (
-        Chart("accuracy", "NSP accuracy of BERT", "share correct", (), False, (0, 1.04),
-              (0.5, "chance")),
+        Chart("accuracy", "NSP accuracy of BERT", "share correct (dashed: chance)", (),
+              limits=(0, 1.04), mark=0.5),
         (
             ("real PET", "nsp_accuracy_real", FIRST),
             ("generated PET", "nsp_accuracy_generated", SECOND),
@@ -187,17 +188,15 @@ def draw_lines(chart: Chart, steps: Array) -> Markup:
         for series in chart.series:
             _draw_series(axes, steps, series)
         if chart.mark is not None:
-            value, name = chart.mark
-            axes.axhline(value, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-            place = axes.get_yaxis_transform()
-            axes.text(0.99, value, name, color=FAINT, ha="right", va="bottom", transform=place)
+            axes.axhline(chart.mark, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
         if chart.logarithmic:
             _set_log_scale(axes)
         if chart.limits is not None:
             axes.set_ylim(*chart.limits)
         axes.set_xlabel("optimiser step")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        _add_legend(axes)
+        if len(chart.series) > 1:
+            _add_legend(figure)
         return _to_svg(figure, chart.key)
 
 
@@ -217,7 +216,7 @@ def _draw_series(axes: Axes, steps: Array, series: Series) -> None:
     smooth = running_mean(y, max(1, y.size // 25))
     marker = "o" if y.size < 12 else None
     if smooth is not y:
-        axes.plot(x, y, color=series.color, linewidth=0.7, alpha=0.35)
+        axes.plot(x, y, color=series.color, linewidth=0.7, alpha=0.25)
     axes.plot(x, smooth, color=series.color, label=series.label, marker=marker, markersize=3.5)
 
 
@@ -238,56 +237,59 @@ def running_mean(values: Array, width: int) -> Array:
     return np.convolve(values, window, "same") / np.convolve(np.ones(values.size), window, "same")
 
 
-def draw_histogram(real: Array, synthesised: Array, unit: str, *, key: str) -> Markup:
-    """Draw both distributions on a log count axis (paper, Fig. 7), over the same bins.
+def draw_histogram(parts: Sequence[Series], unit: str, *, key: str) -> Markup:
+    """Draw distributions on a log count axis (paper, Fig. 7), over the same bins; the first filled.
 
     Parameters
     ----------
-    real, synthesised : (N,) voxel intensities, in `unit`
+    parts : `values` are (N,) voxel intensities, in `unit`
     """
-    both = np.concatenate([real, synthesised])
-    bins = np.linspace(both.min(), both.max() + 1e-6, HISTOGRAM_BINS + 1)
+    low = min(part.values.min() for part in parts)
+    high = max(part.values.max() for part in parts)
+    bins = np.linspace(low, high + 1e-6, HISTOGRAM_BINS + 1)
     with matplotlib.rc_context(_STYLE):
         figure, axes = _new_chart("voxels")
-        count, _ = np.histogram(real, bins)
-        axes.stairs(count, bins, fill=True, color=FIRST, alpha=0.28, linewidth=0)
-        axes.stairs(count, bins, color=FIRST, label="real PET", linewidth=1.4)
-        count, _ = np.histogram(synthesised, bins)
-        axes.stairs(count, bins, color=SECOND, label="synthesised PET", linewidth=1.6)
+        for place, part in enumerate(parts):
+            count, _ = np.histogram(part.values, bins)
+            if place == 0:
+                axes.stairs(count, bins, fill=True, color=part.color, alpha=0.28, linewidth=0)
+            axes.stairs(count, bins, color=part.color, label=part.label, linewidth=1.5)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.set_ylim(bottom=0.7)
         axes.set_xlabel(unit)
         axes.grid(visible=False, axis="x")
-        _add_legend(axes)
+        _add_legend(figure)
         return _to_svg(figure, key)
 
 
 def draw_by_subject(
     names: Sequence[str], values: dict[str, Array], heading: str, *, key: str
 ) -> Markup:
-    """Draw one line per subject with a dot per method, best subject on top.
+    """Draw one line per subject with a dot per method.
 
     Parameters
     ----------
+    names : from top to bottom
     values : method to (N,) values in the order of `names`; the first two are joined by a line
     """
     colors = (FIRST, SECOND, THIRD)
     first, *others = values.values()
-    order = np.argsort(first)
-    rows = np.arange(len(names))
+    rows = np.arange(len(names))[::-1]
     named = len(names) <= MAX_NAMES
     size = (CHART_INCHES[0], max(CHART_INCHES[1], 1.1 + (0.22 if named else 0.08) * len(names)))
     with matplotlib.rc_context(_STYLE):
         figure, axes = _new_chart("" if named else "subjects", size)
         if others:
-            axes.hlines(rows, first[order], others[0][order], color=FAINT, linewidth=1)
+            axes.hlines(rows, first, others[0], color=FAINT, linewidth=1)
         for (method, value), color in zip(values.items(), colors, strict=False):
-            axes.plot(value[order], rows, "o", color=color, label=method, markersize=6)
-        axes.set_yticks(rows if named else [], [names[i] for i in order] if named else [])
+            axes.plot(value, rows, "o", color=color, label=method, markersize=6)
+        axes.set_yticks(rows if named else [], names if named else [])
         axes.set_ylim(-0.6, len(names) - 0.4)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(heading)
-        _add_legend(axes)
+        _add_legend(figure)
         return _to_svg(figure, key)
 
 
@@ -298,9 +300,10 @@ def _new_chart(unit: str, size: tuple[float, float] = CHART_INCHES) -> tuple[Fig
     return figure, axes
 
 
-def _add_legend(axes: Axes) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=3, borderpad=0.2,
-                handlelength=1.2, columnspacing=1.2, handletextpad=0.5)  # fmt: skip
+def _add_legend(figure: Figure) -> None:
+    """Name the lines above the axes, flush with the title of the card."""
+    figure.legend(loc="outside upper left", ncols=3, borderpad=0.1, borderaxespad=0.1,
+                  handlelength=1.2, columnspacing=1.2, handletextpad=0.5)  # fmt: skip
 
 
 def _to_svg(figure: Figure, key: str) -> Markup:

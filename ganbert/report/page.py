@@ -98,7 +98,7 @@ def _render(run: Path) -> str:
         verdict=judge(headline, split),
         tiles=score_tiles(headline, split) + training_tiles(log),
         tables=make_tables(rows, str(settings.get("unit", ""))),
-        by_subject=draw_subjects(headline),
+        by_subject=draw_subjects(headline, str(settings.get("unit", ""))),
         subjects=name_subjects(len({row.subject for row in headline}), split),
         pictures=pictures,
         missing=missing,

@@ -248,10 +248,10 @@ class Scales:
 def choose_scales(pets_real: list[Volume], pets_fake: list[Volume]) -> Scales:
     """Choose round ends from all shown subjects and frames.
 
-    PET: 0 to the 99.9th percentile of the real PETs; difference: symmetric, to the 99.5th
+    PET: 0 to the 99.5th percentile of the real PETs; difference: symmetric, to the 99.5th
     percentile of its size. What lies outside takes the colour of the end.
     """
-    top = max(float(np.percentile(pet.array, 99.9)) for pet in pets_real)
+    top = max(float(np.percentile(pet.array, 99.5)) for pet in pets_real)
     error = max(
         float(np.percentile(np.abs(fake.array - real.array), 99.5))
         for fake, real in zip(pets_fake, pets_real, strict=True)
@@ -266,15 +266,15 @@ def choose_scales(pets_real: list[Volume], pets_fake: list[Volume]) -> Scales:
 
 
 def round_up(value: float) -> float:
-    """Round up to 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8 or 10 times a power of ten; 1 if not positive.
+    """Round up to the next of few easy numbers times a power of ten; 1 if not positive.
 
-    >>> round_up(2.13), round_up(0.06), round_up(0.0)
+    >>> round_up(2.31), round_up(0.06), round_up(0.0)
     (2.5, 0.06, 1.0)
     """
     if not value > 0:
         return 1.0
     power = 10.0 ** np.floor(np.log10(value))
-    steps = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
+    steps = (1, 1.2, 1.5, 1.8, 2, 2.2, 2.5, 3, 3.5, 4, 5, 6, 8, 10)
     return float(next(s * power for s in steps if s * power >= value * (1 - 1e-9)))
 
 

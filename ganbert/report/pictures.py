@@ -13,10 +13,26 @@ from ganbert.data.index import Index, Row, load_index
 from ganbert.data.nifti import read_cache, read_volume
 from ganbert.data.volume import Volume
 from ganbert.errors import DatasetError
-from ganbert.report.charts import Drawing, draw_by_subject, draw_histogram
+from ganbert.report.charts import (
+    FOURTH,
+    SECOND,
+    THIRD,
+    Array,
+    Drawing,
+    Series,
+    draw_by_subject,
+    draw_histogram,
+)
 from ganbert.report.panels import CaseFigures, choose_scales, draw_case
 from ganbert.report.run import MetricRow, find_prediction
-from ganbert.report.scores import BASELINE, GANBERT, METHOD_NAMES, METRIC_HEADS, format_number
+from ganbert.report.scores import (
+    BASELINE,
+    GANBERT,
+    METHOD_NAMES,
+    METRIC_HEADS,
+    format_number,
+    name_metric,
+)
 
 Image = tuple[str, str | None, str]
 
@@ -142,20 +158,25 @@ def _frame_names(row: Row) -> list[str]:
 
 
 def _histograms(pets: list[tuple[Volume, Volume]], frames: list[str]) -> list[Drawing]:
-    unit, drawn = pets[0][0].unit, []
+    unit, drawn, errors = pets[0][0].unit, [], []
     for t, name in enumerate(frames):
         real = np.concatenate([pet.array[t].ravel() for pet, _ in pets]).astype(np.float64)
         fake = np.concatenate([pet.array[t].ravel() for _, pet in pets]).astype(np.float64)
+        errors.append(Series(f"frame {t + 1}", fake - real, (THIRD, FOURTH)[t % 2]))
         text = (
             f"Histogram on a log count axis, {name}: real PET from {real.min():.3g} to "
             f"{real.max():.3g} {unit}, synthesised PET from {fake.min():.3g} to {fake.max():.3g}"
         )
-        svg = draw_histogram(real, fake, unit, key=f"histogram{t}")
-        drawn.append(Drawing(name, text, svg))
-    return drawn
+        parts = (Series("real PET", real), Series("synthesised PET", fake, SECOND))
+        drawn.append(Drawing(name, text, draw_histogram(parts, unit, key=f"histogram{t}")))
+    title = "Error: synthesised minus real"
+    text = f"{title}, histogram on a log count axis; " + "; ".join(
+        f"{part.label} has a mean of {part.values.mean():.3g} {unit}" for part in errors
+    )
+    return [*drawn, Drawing(title, text, draw_histogram(errors, unit, key="histogram-error"))]
 
 
-def draw_subjects(rows: list[MetricRow]) -> list[Drawing]:
+def draw_subjects(rows: list[MetricRow], unit: str) -> list[Drawing]:
     """Draw GANBERT and the mean of the training PETs, subject by subject, for three metrics."""
     by_image = {
         method: {row.image: row.values for row in rows if row.method == method}
@@ -164,18 +185,25 @@ def draw_subjects(rows: list[MetricRow]) -> list[Drawing]:
     images = [image for image in by_image[GANBERT] if image in by_image[BASELINE]]
     if not images:
         return []
+    images.sort(key=lambda image: -by_image[GANBERT][image]["psnr"])
     names, drawn = [image_label(image) for image in images], []
     for metric in ("psnr", "ssim", "rmse"):
         values = {
-            METHOD_NAMES[method]: np.array([by_image[method][image][metric] for image in images])
+            METHOD_NAMES[method]: _finite([by_image[method][image][metric] for image in images])
             for method in by_image
         }
-        heading, _, _, direction = METRIC_HEADS[metric]
+        (heading, _), direction = name_metric(metric, unit), METRIC_HEADS[metric][3]
         ours, baseline = values.values()
         wins = int(np.sum(direction * (ours - baseline) > 0))
-        title = f"{heading} by subject"
+        title = f"{metric.upper()} by subject ({'higher' if direction > 0 else 'lower'} is better)"
         text = f"{title}: GANBERT is better than the mean of the training PETs in {wins} " \
                f"of {len(images)}"  # fmt: skip
         svg = draw_by_subject(names, values, heading, key=f"subjects-{metric}")
         drawn.append(Drawing(title, text, svg))
     return drawn
+
+
+def _finite(values: list[float]) -> Array:
+    """PSNR of equal images is infinite, which has no place on an axis."""
+    array = np.array(values, np.float64)
+    return np.where(np.isfinite(array), array, np.nan)

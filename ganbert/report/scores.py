@@ -69,6 +69,7 @@ class Table:
 
     mask: str
     reference: str
+    is_real: bool
     tracer: str
     data_range: str
     num: int
@@ -114,7 +115,7 @@ def judge(rows: list[MetricRow], split: str) -> Verdict:
         f"{format_number(gain.mean, 2, signed=True)} dB"
     )
     if math.isnan(gain.low):
-        return Verdict("unclear", "One image gives no interval", f"{sentence}.")
+        return Verdict("unclear", "No confidence interval: too few images", f"{sentence}.")
     low, high = (format_number(v, 2, signed=True) for v in (gain.low, gain.high))
     sentence += f", 95% confidence interval {low} to {high} dB."
     for tone, text, holds in (
@@ -140,6 +141,11 @@ def name_subjects(number: int, split: str) -> str:
 
 
 def format_number(value: float, decimals: int, *, signed: bool = False) -> str:
+    """Write a number with a true minus sign; "n/a" for NaN.
+
+    >>> format_number(1.005, 1, signed=True), format_number(float("nan"), 2)
+    ('+1.0', 'n/a')
+    """
     if not math.isfinite(value):
         return "n/a" if math.isnan(value) else "\u221e"
     sign = "+" if signed and value >= 0 else ""
@@ -179,7 +185,7 @@ def training_tiles(log: TrainingLog) -> list[Tile]:
         return []
     tiles = [Tile(f"{int(log.steps[-1]):,}", "", "Optimiser steps")]
     if log.has("samples_seen"):
-        epochs = f"{log.last('epoch'):.1f} epochs" if log.has("epoch") else ""
+        epochs = f"{log.last('epoch'):.3g} epochs" if log.has("epoch") else ""
         tiles.append(Tile(f"{int(log.last('samples_seen')):,}", "", "Volumes seen", epochs))
     if log.has("volumes_per_second"):
         # The first steps carry start-up and compilation.
@@ -195,7 +201,7 @@ def _waiting(log: TrainingLog) -> str:
     if not log.has("data_wait_seconds") or not log.has("seconds"):
         return ""
     waited, total = (np.nansum(log.columns[key]) for key in ("data_wait_seconds", "seconds"))
-    return f"{waited / total:.1%} of it waiting for data" if total > 0 else ""
+    return f"{waited / total:.1%} of time waiting for data" if total > 0 else ""
 
 
 def _duration(seconds: float) -> Tile:
@@ -240,11 +246,12 @@ def _make_table(rows: list[MetricRow], unit: str) -> Table:
     }
     return Table(
         mask=MASK_NAMES.get(first.mask, first.mask),
+        is_real=first.reference == REAL,
         reference=REFERENCE_NAMES.get(first.reference, first.reference),
         tracer=first.tracer,
         data_range=f"{low:g} to {high:g} {unit}",
         num=len({row.image for row in rows}),
-        heads=[_head(metric, unit) for metric in METRIC_HEADS],
+        heads=[name_metric(metric, unit) for metric in METRIC_HEADS],
         rows=[(METHOD_NAMES.get(method, method), line) for method, line in cells.items()],
     )
 
@@ -267,6 +274,7 @@ def _split_interval(value: metrics.Interval, decimals: int) -> tuple[str, str]:
     return mean, f"[{format_number(value.low, decimals)}, {format_number(value.high, decimals)}]"
 
 
-def _head(metric: str, unit: str) -> tuple[str, str]:
+def name_metric(metric: str, unit: str) -> tuple[str, str]:
+    """Return a metric's heading with its unit, and "higher" or "lower" for what is better."""
     text, _, has_unit, direction = METRIC_HEADS[metric]
     return (f"{text}, {unit}" if has_unit else text, "higher" if direction > 0 else "lower")

@@ -1,0 +1,220 @@
+"""The report: what it says about a run, and that its anatomy is the right way up."""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ganbert.data.volume import Volume
+from ganbert.errors import CheckpointError, DatasetError
+from ganbert.report import write_report
+from ganbert.report.charts import running_mean, thin
+from ganbert.report.panels import PIXELS_PER_MM, choose_view, place_labels, round_up, sample_plane
+from ganbert.report.pictures import choose_images
+from ganbert.report.run import MetricRow, check_run, read_log, read_metrics
+from ganbert.report.scores import headline_rows, judge, make_tables
+from tests.synthetic_run import HOT_SPOT_MM, PET_GRID, ellipsoid, grid_affine, make_run
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    run = make_run(tmp_path_factory.mktemp("report"))
+    return write_report(run).read_text(encoding="utf-8")
+
+
+def row(subject: str, method: str, psnr: float, mask: str = "head") -> MetricRow:
+    values = {"psnr": psnr, "ssim": 0.9, "rmse": 0.1, "mae": 0.05}
+    return MetricRow(subject, None, "FDG", method, mask, "real", (0.0, 3.0), values)
+
+
+def rows_with_gains(*gains: float) -> list[MetricRow]:
+    pairs = [
+        (row(f"{k:02d}", "ganbert", 20 + k + gain), row(f"{k:02d}", "mean_of_training", 20 + k))
+        for k, gain in enumerate(gains)
+    ]
+    return [line for pair in pairs for line in pair]
+
+
+@pytest.mark.parametrize(
+    ("gains", "tone"),
+    [
+        ((2.0, 2.2, 1.8), "better"),
+        ((-2.0, -2.2, -1.8), "worse"),
+        ((2.0, -2.0, 0.1), "unclear"),
+        ((5.0,), "unclear"),
+        ((), "none"),
+    ],
+)
+def test_verdict_is_honest(gains: tuple[float, ...], tone: str) -> None:
+    assert judge(rows_with_gains(*gains), "test").tone == tone
+
+
+def test_verdict_states_the_paired_interval() -> None:
+    # Gains 1, 2, 3: mean 2, standard error 1 / sqrt(3), t(0.975, 2) = 4.3027, half width 2.484.
+    sentence = judge(rows_with_gains(1, 2, 3), "test").sentence
+    assert "3 held-out subjects" in sentence
+    assert "+2.00 dB, 95% confidence interval \u22120.48 to +4.48 dB" in sentence
+
+
+def test_verdict_does_not_call_training_subjects_held_out() -> None:
+    assert "not held out" in judge(rows_with_gains(1, 2, 3), "train").sentence
+
+
+def test_headline_prefers_the_head_mask() -> None:
+    rows = [row("01", "ganbert", 20, "fov"), row("01", "ganbert", 18, "head")]
+    assert [line.values["psnr"] for line in headline_rows(rows)] == [18]
+
+
+def test_best_median_and_worst_are_chosen_by_psnr() -> None:
+    rows = [row(f"{k}", "ganbert", psnr) for k, psnr in enumerate((21.0, 25.0, 23.0, 24.0, 22.0))]
+    chosen = [(rank, line.values["psnr"]) for rank, line in choose_images(rows)]
+    assert chosen == [("best", 25.0), ("median", 23.0), ("worst", 21.0)]
+    assert [rank for rank, _ in choose_images(rows[:2])] == ["best", "worst"]
+
+
+def test_table_marks_the_best_mean_in_both_directions() -> None:
+    rows = rows_with_gains(1, 1)
+    rows[1].values["rmse"] = 0.01
+    table = make_tables(rows, "SUVR")[0]
+    best = {name: [cell.is_best for cell in cells] for name, cells in table.rows}
+    assert best["GANBERT"][0]
+    assert best["Mean of training PETs"][2]
+    assert table.heads[2] == ("RMSE, SUVR", "lower")
+
+
+def test_log_of_a_resumed_run_keeps_the_last_line_of_a_step(tmp_path: Path) -> None:
+    lines = [{"step": s, "loss_l1": loss} for s, loss in ((1, 9.0), (2, 8.0), (3, 7.0), (2, 5.0))]
+    text = "\n".join(json.dumps(line) for line in lines)
+    (tmp_path / "log.jsonl").write_text(text + '\n{"step": 3, "loss')
+    log = read_log(tmp_path)
+    assert log.steps.tolist() == [1, 2, 3]
+    assert log.columns["loss_l1"].tolist() == [9.0, 5.0, 7.0]
+
+
+def test_log_torn_in_the_middle_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(CheckpointError, match="line 2"):
+        read_log(tmp_path)
+
+
+def test_metrics_without_a_column_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "metrics.tsv").write_text("subject\tsession\n01\tn/a\n")
+    with pytest.raises(DatasetError, match="ganbert evaluate"):
+        read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize("make", [lambda p: p / "none", lambda p: p])
+def test_what_is_no_run_is_refused(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    with pytest.raises(CheckpointError, match="run folder"):
+        check_run(make(tmp_path))
+    with pytest.raises(CheckpointError):
+        write_report(make(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_anatomy_is_the_right_way_up() -> None:
+    """The hot spot at the left, front and top comes out at the left, front and top."""
+    array = ellipsoid(PET_GRID, 0.0, 0)[None]
+    pet = Volume(array, grid_affine(PET_GRID), "SUVR")
+    view = choose_view(pet)
+    x, y, z = HOT_SPOT_MM
+    view = type(view)(HOT_SPOT_MM, view.low_mm, view.high_mm)
+    for plane, (across, up) in enumerate(((x, y), (x, z), (y, z))):
+        image = sample_plane(pet, 0, view, plane)
+        top, left = np.unravel_index(np.argmax(image), image.shape)
+        height, width = image.shape
+        assert (left - width / 2) / PIXELS_PER_MM == pytest.approx(across, abs=5)
+        assert (height / 2 - top) / PIXELS_PER_MM == pytest.approx(up, abs=5)
+
+
+def test_anatomy_keeps_its_proportions_whatever_the_spacing() -> None:
+    array = ellipsoid(PET_GRID, 0.0, 0)[None]
+    pet = Volume(array, grid_affine(PET_GRID), "SUVR")
+    image = sample_plane(pet, 0, choose_view(pet), 2) > 0.5  # sagittal, half axes 78 and 58 mm
+    height, width = (np.ptp(np.flatnonzero(image.any(axis=axis))) for axis in (1, 0))
+    assert width / PIXELS_PER_MM == pytest.approx(2 * 78, abs=10)
+    assert height / PIXELS_PER_MM == pytest.approx(2 * 58, abs=12)
+
+
+def test_letters_follow_the_neurological_convention() -> None:
+    pet = Volume(ellipsoid(PET_GRID, 0.0, 0)[None], grid_affine(PET_GRID), "SUVR")
+    labels = place_labels(choose_view(pet))
+    axial = {label.text: label for label in labels[:4]}
+    assert axial["L"].left < 50 < axial["R"].left
+    assert axial["A"].top < axial["P"].top
+    assert [label.text for label in labels[8:]] == ["P", "A", "S", "I"]
+
+
+@given(st.floats(1e-6, 1e6))
+def test_ends_of_a_scale_are_round_and_not_below(value: float) -> None:
+    end = round_up(value)
+    assert end >= value * (1 - 1e-6)
+    assert end <= 1.5 * value * (1 + 1e-6)
+
+
+@given(st.integers(1, 3000), st.integers(1, 60))
+def test_curves_are_thinned_and_smoothed_without_bias(size: int, width: int) -> None:
+    values = np.full(size, 3.5)
+    assert thin(values).size == min(size, 400)
+    assert np.allclose(thin(values), 3.5)
+    assert np.allclose(running_mean(values, min(width, size)), 3.5)
+
+
+def test_page_has_every_part(page: str) -> None:
+    for text in ("GANBERT beats the mean", "research only", "PSNR, dB", "0 to 3 SUVR",
+                 "neurological convention", "Frame 1: 50\u201355 min", "log axis", "NSP accuracy",
+                 "deepspeed --num_gpus 2", "arXiv:2008.04393"):  # fmt: skip
+        assert text in page
+    # Three subjects, four columns, two frames but for the MRI, and a colour bar each.
+    assert page.count("<img") == 3 * (1 + 3 * 2) + 3 * 4
+    assert "Missing:" not in page
+
+
+def test_page_is_self_contained(page: str) -> None:
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert not re.search(r"url\((?!#)", page)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert len(page) < 6e6
+
+
+def test_ids_are_unique_and_images_described(page: str) -> None:
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert all(re.search(r'alt="[^"]{10,}"', tag) for tag in re.findall(r"<img[^>]*>", page))
+
+
+def test_page_shows_nothing_of_a_subject_but_its_label(page: str) -> None:
+    assert "sub-01" in page
+    assert "never shown" not in page
+
+
+def test_run_without_evaluation_reports_its_training(tmp_path: Path) -> None:
+    run = make_run(tmp_path, evaluated=False)
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "Not evaluated yet" in page
+    assert f"ganbert evaluate {run}" in page
+    assert "Reconstruction" in page
+    assert not list(run.glob("*.tmp"))
+
+
+def test_run_whose_cohort_is_gone_keeps_its_numbers(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (tmp_path / "prepared" / "index.json").unlink()
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "GANBERT beats the mean" in page
+    assert "Missing: no images" in page
+
+
+def test_run_with_an_empty_log_says_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path, evaluated=False)
+    (run / "log.jsonl").write_text("")
+    assert "Missing: no training log" in write_report(run).read_text(encoding="utf-8")
+    assert math.isnan(read_log(run).last("loss_l1"))

@@ -9,6 +9,7 @@ Arrays of the phantom are (x, y, z) as NIfTI stores them, RAS+, unlike the (C, D
 `volume.py`: the phantom only ever writes NIfTI.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,6 +103,7 @@ class Template:
     affine: Affine
 
 
+@functools.lru_cache(maxsize=1)
 def load_template(spacing_mm: int) -> Template:
     """Load the bundled MNI152 maps, band-limited to a grid of `spacing_mm`."""
     # Here, not above: nilearn takes seconds to import, and only the first process needs it.

@@ -116,7 +116,8 @@ $(DEMO_DIR)/.train.done: $(DEMO_DIR)/.prepare.done
 	  export DS_ACCELERATOR=cpu OMP_NUM_THREADS=$$(( cores / procs > 0 ? cores / procs : 1 )); fi; \
 	echo "== [3/7] train: deepspeed --num_gpus $$procs ganbert/train.py ($$gpus GPUs, $$cores cores) -> $(DEMO_DIR)/run"; \
 	test -d "$(TORCH_EXTENSIONS_DIR)" || echo "   (the first time, DeepSpeed compiles an operation: a minute or two)"; \
-	deepspeed --num_gpus $$procs ganbert/train.py --config ds_configs/demo \
+	port=$$(python -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])'); \
+	deepspeed --num_gpus $$procs --master_port $$port ganbert/train.py --config ds_configs/demo \
 	  --data "$(DEMO_DIR)/prepared" --output "$(DEMO_DIR)/run" --resume auto $(if $(DEMO_STEPS),--max-steps $(DEMO_STEPS))
 	@touch $@
 

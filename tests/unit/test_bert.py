@@ -1,7 +1,5 @@
 """BERT over intensity tokens: the sequence, the mask, exact embeddings, ordinal rows."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -209,8 +207,8 @@ def test_embedding_init_is_an_option() -> None:
 
 
 @pytest.fixture
-def learner() -> Iterator[IntensityBert]:
-    yield IntensityBert(tiny_config(num_layers=2, dropout=0.1)).train()
+def learner() -> IntensityBert:
+    return IntensityBert(tiny_config(num_layers=2, dropout=0.1)).train()
 
 
 def test_checkpointing_changes_nothing_but_memory(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -43,7 +44,13 @@ from ganbert.metrics import (
 from ganbert.predict import Predictor, load_predictor
 
 METHODS = ("ganbert", "mean_of_training", "zero")
-MASKS = ("fov", "head")
+MASKS = {"fov": "field of view", "head": "head"}
+_METHOD_NAMES = {
+    "ganbert": "ganbert",
+    "mean_of_training": "training mean",
+    "zero": "zero",
+    GAIN: "ganbert - mean",
+}
 
 
 def read_run(run: Path, data: Path | None = None) -> tuple[Path, Index, str]:
@@ -235,36 +242,43 @@ def _complete_folder(final: Path) -> Iterator[Path]:
 
 
 def _cell(line: Line) -> str:
-    decimals = {"psnr": ".2f", "ssim": ".3f"}.get(line["metric"], ".4g")
-    mean, low, high = (format(line[key], decimals) for key in ("mean", "low", "high"))
-    return f"{mean}\n[{low}, {high}]" if math.isfinite(line["low"]) else mean
+    """Mean and half the interval, which is symmetric."""
+    decimals, half_decimals = {"psnr": (".2f", ".2f"), "ssim": (".3f", ".3f")}.get(
+        line["metric"], (".3g", ".2g")
+    )
+    mean = format(line["mean"], decimals)
+    if not math.isfinite(line["high"]):
+        return mean
+    return f"{mean} \u00b1 {line['high'] - line['mean']:{half_decimals}}"
 
 
 def _show(summary: Sequence[Line], about: Line, console: Console) -> None:
     """Print the figures against the real PET."""
     low, high = about["data_range"]
     table = Table(
-        title=f"{about['tracer']}, {about['num_subjects']} {about['split']} subjects, "
-        "against the real PET",
-        caption=f"Mean [95 % interval over subjects]. PSNR and SSIM: data range {low:g} to "
-        f"{high:g} {about['unit']}, SSIM window {about['ssim_window']}. fov: whole field of view.",
+        title=f"{about['tracer']}, {about['num_subjects']} {about['split']} subjects",
+        caption="Against the real PET: mean \u00b1 half the 95 % interval over subjects. "
+        f"PSNR and SSIM: data range {low:g} to {high:g} {about['unit']}, "
+        f"SSIM window {about['ssim_window']}. Difference: subject by subject.",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
     )
     units = {"psnr": " (dB)", "rmse": f" ({about['unit']})", "mae": f" ({about['unit']})"}
-    for heading in ("mask", "method", *(m.upper() + units.get(m, "") for m in METRICS)):
+    for heading in ("", *(m.upper() + units.get(m, "") for m in METRICS)):
         table.add_column(heading)
-    for mask in MASKS:
-        for method in (*METHODS, GAIN):
+    for mask, description in MASKS.items():
+        table.add_row(description, style="italic")
+        for method, name in _METHOD_NAMES.items():
             cells = {
                 line["metric"]: _cell(line)
                 for line in summary
                 if (line["reference"], line["mask"], line["method"]) == ("real", mask, method)
             }
-            label = "difference, paired" if method == GAIN else method
-            ours = "bold" if method in ("ganbert", GAIN) else None
-            table.add_row(mask, label, *(cells[m] for m in METRICS), style=ours)
+            style = "bold" if method in ("ganbert", GAIN) else None
+            table.add_row(f" {name}", *(cells[m] for m in METRICS), style=style)
         table.add_section()
     console.print(table)
-    console.print("difference: ganbert minus mean_of_training, subject by subject")
 
 
 def _about(split: str, rows: Sequence[Row], card: ModelCard, index_sha256: str) -> Line:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from bids import BIDSLayout
+from nilearn.datasets import load_mni152_brain_mask
 from rich.console import Console
 
 from ganbert.infer import infer
@@ -79,3 +81,29 @@ def test_pybids_finds_the_images_by_what_they_are(out: Path) -> None:
         ("01", None), ("02", "b"),
     ]  # fmt: skip
     assert found[0].get_metadata()["Units"] == "SUVR"
+
+
+def test_a_real_t1w_gets_a_pet_that_lies_on_its_brain(
+    tmp_path: Path, tiny_export: Path, repository: Path
+) -> None:
+    """The MNI152 template, by way of the script that the demo uses."""
+    script = repository / "benchmarks" / "real_t1w.py"
+    command = [sys.executable, str(script), str(tmp_path / "mni")]
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    assert (
+        subprocess.run(command, env=environment, check=False, capture_output=True).returncode == 0
+    )
+    again = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert again.returncode == 2
+    assert len(again.stderr.splitlines()) == 1
+    console = Console(file=io.StringIO())
+    image = nib.load(
+        infer(tmp_path / "mni", tmp_path / "out", model=tiny_export, console=console)[0]
+    )
+    mask = load_mni152_brain_mask(resolution=4)
+    brain = nib.affines.apply_affine(mask.affine, np.argwhere(np.asarray(mask.dataobj) > 0))
+    centre = nib.affines.apply_affine(image.affine, (np.array(image.shape[:3]) - 1) / 2)
+    assert np.linalg.norm(centre - brain.mean(axis=0)) < 15.0
+    voxels = nib.affines.apply_affine(np.linalg.inv(image.affine), brain)
+    inside = ((voxels > -0.5) & (voxels < np.array(image.shape[:3]) - 0.5)).all(axis=1)
+    assert inside.mean() > 0.98

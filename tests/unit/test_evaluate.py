@@ -200,7 +200,7 @@ def test_the_table_shows_the_methods_and_the_range(run: Path) -> None:
     console = Console(file=io.StringIO(), width=120)
     evaluate(run, console=console)
     text = console.file.getvalue()
-    for word in ("ganbert", "mean_of_training", "zero", "difference", "0 to 3 SUVR", "window 9"):
+    for word in ("ganbert - mean", "training mean", "zero", "0 to 3 SUVR", "window 9"):
         assert word in text
 
 

@@ -3,7 +3,7 @@
 matplotlib draws them with stand-in colours that are then replaced by CSS variables, so that the
 page's light and dark mode, and print, apply to charts as to the text around them. Text stays text.
 
-One floor below `report.py`: it knows arrays, not runs. The brain panels are in `report_figures.py`.
+It knows arrays, not runs. The brain panels are in `panels.py`.
 """
 
 import io

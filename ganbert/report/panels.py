@@ -5,7 +5,7 @@ distort the anatomy: superior is up, the subject's left is on the left (neurolog
 anterior is up in the axial plane and to the right in the sagittal one. All planes of a column share
 one scale (pixels per mm), so that they can be compared.
 
-One floor below `report.py`: it knows volumes, not runs. The charts are in `report_charts.py`.
+It knows volumes, not runs. The charts are in `charts.py`.
 """
 
 import base64

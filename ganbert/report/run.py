@@ -3,7 +3,7 @@
 Every part but the folder itself may be missing: a run that was never evaluated, or was stopped
 before its first step, still gets a report that says so. A part that is there but torn is an error.
 
-One floor below `report.py`; it draws nothing.
+It draws nothing.
 """
 
 import csv

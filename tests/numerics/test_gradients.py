@@ -1,6 +1,5 @@
 """Gradients against finite differences, and how far the adversary's reaches into the image."""
 
-import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck

@@ -1,0 +1,256 @@
+"""Checkpoints are whole or absent; the export loads back equal; what does not fit is refused."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ganbert.checkpoint import (
+    CARD_NAME,
+    WEIGHTS_NAME,
+    TrainingState,
+    export_generator,
+    find_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from ganbert.config import GRIDS, GeneratorConfig, ModelCard
+from ganbert.errors import CheckpointError, OutputError
+from ganbert.models.generator import build_generator
+
+INDEX = "a" * 64
+
+
+class FakeEngine:
+    """Saves a number where DeepSpeed saves an engine."""
+
+    def __init__(self, weight: int) -> None:
+        self.weight = weight
+
+    def save_checkpoint(self, save_dir: str, tag: str, *, save_latest: bool) -> None:
+        assert not save_latest
+        folder = Path(save_dir) / tag
+        folder.mkdir(parents=True)
+        (folder / "weight").write_text(str(self.weight))
+
+    def load_checkpoint(self, load_dir: str, tag: str) -> tuple[str | None, Any]:
+        file = Path(load_dir) / tag / "weight"
+        if not file.exists():
+            return None, None
+        self.weight = int(file.read_text())
+        return str(file), {}
+
+
+class TornEngine(FakeEngine):
+    """Dies while it is saved."""
+
+    def save_checkpoint(self, save_dir: str, tag: str, *, save_latest: bool) -> None:
+        super().save_checkpoint(save_dir, tag, save_latest=save_latest)
+        raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _world_of_one() -> Iterator[None]:
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def state_at(step: int) -> TrainingState:
+    return TrainingState(step=step, samples_seen=4 * step, index_sha256=INDEX, seed=3)
+
+
+def save(run: Path, step: int, *, keep: int = 9, weight: int = 0) -> Path:
+    engines = {"generator": FakeEngine(weight), "discriminator": FakeEngine(-weight)}
+    return save_checkpoint(run, engines, state_at(step), keep=keep)
+
+
+def names(run: Path) -> list[str]:
+    return [path.name for path in list_checkpoints(run)]
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    folder = save(tmp_path, 20, weight=42)
+    engines = {"generator": FakeEngine(0), "discriminator": FakeEngine(0)}
+    assert load_checkpoint(folder, engines, index_sha256=INDEX, seed=3) == state_at(20)
+    assert [engine.weight for engine in engines.values()] == [42, -42]
+
+
+def test_checkpoints_are_listed_oldest_first(tmp_path: Path) -> None:
+    for step in (100, 20, 3000):
+        save(tmp_path, step)
+    assert names(tmp_path) == ["step-00000020", "step-00000100", "step-00003000"]
+
+
+def test_no_folder_means_no_checkpoints(tmp_path: Path) -> None:
+    assert list_checkpoints(tmp_path / "nowhere") == []
+
+
+def test_what_is_not_whole_is_not_listed(tmp_path: Path) -> None:
+    save(tmp_path, 20)
+    for name in ("step-00000040.partial", "step-40", "latest", "step-00000040.tmp"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    assert names(tmp_path) == ["step-00000020"]
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40):
+        save(tmp_path, step, keep=2)
+    assert names(tmp_path) == ["step-00000030", "step-00000040"]
+
+
+def test_interrupted_save_leaves_the_one_before(tmp_path: Path) -> None:
+    save(tmp_path, 10, keep=1)
+    engines = {"generator": FakeEngine(0), "discriminator": TornEngine(0)}
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, engines, state_at(20), keep=1)
+    assert names(tmp_path) == ["step-00000010"]
+    # And the next attempt is not stopped by what the torn one left.
+    save(tmp_path, 20, keep=1)
+    assert names(tmp_path) == ["step-00000020"]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
+    save(tmp_path, 10, weight=1)
+    folder = save(tmp_path, 10, weight=2)
+    engines = {"generator": FakeEngine(0)}
+    load_checkpoint(folder, engines, index_sha256=INDEX, seed=3)
+    assert engines["generator"].weight == 2
+
+
+@pytest.mark.parametrize(
+    ("index", "seed", "message"),
+    [("b" * 64, 3, "a checkpoint of this index"), (INDEX, 4, r"this seed \(4\), found 3")],
+)
+def test_checkpoint_of_another_training_is_refused(
+    tmp_path: Path, index: str, seed: int, message: str
+) -> None:
+    engines = {"generator": FakeEngine(5)}
+    folder = save(tmp_path, 10, weight=1)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(folder, engines, index_sha256=index, seed=seed)
+    assert engines["generator"].weight == 5, "refused before anything was loaded"
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", '{"step": 1}', "[]"])
+def test_broken_state_is_named(tmp_path: Path, content: str | None) -> None:
+    folder = save(tmp_path, 10)
+    (folder / "state.json").unlink()
+    if content is not None:
+        (folder / "state.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"state\.json: expected the state") as caught:
+        load_checkpoint(folder, {}, index_sha256=INDEX, seed=3)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_missing_engine_is_named(tmp_path: Path) -> None:
+    folder = save(tmp_path, 10)
+    (folder / "discriminator" / "engine" / "weight").unlink()
+    engines = {"generator": FakeEngine(0), "discriminator": FakeEngine(0)}
+    with pytest.raises(CheckpointError, match="discriminator: expected the state of an engine"):
+        load_checkpoint(folder, engines, index_sha256=INDEX, seed=3)
+
+
+@pytest.mark.parametrize("resume", ["auto", "none"])
+def test_new_or_empty_folder_starts_from_the_beginning(tmp_path: Path, resume: str) -> None:
+    assert find_checkpoint(tmp_path / "new", resume) is None
+    assert find_checkpoint(tmp_path, resume) is None
+
+
+def test_run_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    assert find_checkpoint(tmp_path, "auto") is None
+    for step in (5, 10):
+        save(tmp_path, step)
+    (tmp_path / "checkpoints" / "step-00000015.partial").mkdir()
+    assert find_checkpoint(tmp_path, "auto") == tmp_path / "checkpoints" / "step-00000010"
+
+
+def test_run_is_not_overwritten_when_resuming_is_forbidden(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(OutputError, match=r"expected a new or empty folder, .*--resume auto"):
+        find_checkpoint(tmp_path, "none")
+
+
+@pytest.mark.parametrize("resume", ["auto", "none"])
+def test_folder_of_something_else_is_left_alone(tmp_path: Path, resume: str) -> None:
+    (tmp_path / "thesis.tex").write_text("important")
+    with pytest.raises(OutputError, match="a folder with something in it"):
+        find_checkpoint(tmp_path, resume)
+    with pytest.raises(OutputError, match="found a file"):
+        find_checkpoint(tmp_path / "thesis.tex", resume)
+    assert (tmp_path / "thesis.tex").read_text() == "important"
+
+
+def test_export_loads_back_equal(tiny_export: Path) -> None:
+    card = ModelCard.model_validate_json((tiny_export / CARD_NAME).read_text())
+    digest = hashlib.sha256((tiny_export / WEIGHTS_NAME).read_bytes()).hexdigest()
+    assert card.weights_sha256 == digest
+
+    generator = build_generator(card.generator, card.mri_grid, card.pet_grid)
+    weights = load_file(tiny_export / WEIGHTS_NAME)
+    generator.load_state_dict(weights, strict=True)
+    torch.manual_seed(0)
+    expected = build_generator(card.generator, card.mri_grid, card.pet_grid)
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(weights[name], tensor), name
+    assert sorted(path.name for path in tiny_export.iterdir()) == [CARD_NAME, WEIGHTS_NAME]
+
+
+def card_fields() -> dict[str, Any]:
+    mri_grid, pet_grid = GRIDS["tiny"]
+    return {
+        "ganbert_version": "0",
+        "generator": GeneratorConfig(channels=(4, 8)),
+        "mri_grid": mri_grid,
+        "pet_grid": pet_grid,
+        "intensity_ratio": 0.1,
+        "tracer": "FDG",
+        "unit": "SUVR",
+        "data_range": (0.0, 3.0),
+        "frame_start_s": (0.0, 300.0),
+        "frame_duration_s": (300.0, 300.0),
+        "num_steps": 5,
+        "num_training_rows": 2,
+        "index_sha256": INDEX,
+    }
+
+
+def test_export_is_float32_whatever_was_trained(tmp_path: Path) -> None:
+    weights = {
+        "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+        "transposed": torch.arange(6.0).reshape(2, 3).t(),
+        "trained": torch.nn.Parameter(torch.ones(2)),
+    }
+    folder = export_generator(tmp_path, weights, card_fields())
+    assert folder == tmp_path / "export"
+    loaded = load_file(folder / WEIGHTS_NAME)
+    assert all(tensor.dtype == torch.float32 for tensor in loaded.values())
+    assert loaded["half"].tolist() == [1.5, -2.0]
+    assert loaded["transposed"].tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+
+
+def test_second_export_replaces_the_first(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        folder = export_generator(tmp_path, {"w": torch.tensor([value])}, card_fields())
+    card = json.loads((folder / CARD_NAME).read_text())
+    assert load_file(folder / WEIGHTS_NAME)["w"].item() == 2.0
+    digest = hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest()
+    assert card["weights_sha256"] == digest
+    assert card["index_sha256"] == INDEX
+
+
+def test_wrong_card_leaves_the_export_before_it_whole(tmp_path: Path) -> None:
+    folder = export_generator(tmp_path, {"w": torch.tensor([1.0])}, card_fields())
+    before = (folder / WEIGHTS_NAME).read_bytes(), (folder / CARD_NAME).read_bytes()
+    with pytest.raises(ValueError, match="tracer"):
+        export_generator(tmp_path, {"w": torch.tensor([2.0])}, card_fields() | {"tracer": 3})
+    assert ((folder / WEIGHTS_NAME).read_bytes(), (folder / CARD_NAME).read_bytes()) == before

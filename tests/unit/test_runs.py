@@ -1,0 +1,177 @@
+"""What a run refuses before any work, and how it describes itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ganbert.config import GRIDS, Recipe, RunConfig
+from ganbert.data.index import SCHEMA_VERSION, CachedImage, Index, Row, file_sha256, save_index
+from ganbert.errors import CheckpointError, DatasetError
+from ganbert.runs import DESCRIPTION_NAME, Run, describe_run, plan_run, write_description
+
+IMAGE = CachedImage(
+    path="cache/none.nii",
+    affine=((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)),
+    sha256="0" * 64,
+    mean=1.0,
+    std=1.0,
+    minimum=0.0,
+    maximum=2.0,
+    p999=1.9,
+)
+
+
+def row(subject: str, **fields: Any) -> Row:
+    usual: dict[str, Any] = {
+        "subject": subject,
+        "session": None,
+        "tracer": "FDG",
+        "unit": "SUVR",
+        "split": "train",
+        "frame_start_s": (1800.0, 2100.0),
+        "frame_duration_s": (300.0, 300.0),
+        "mri": IMAGE,
+        "pet": IMAGE,
+        "truth": None,
+        "dseg": None,
+        "sources": (),
+    }
+    return Row(**usual | fields)
+
+
+def write_index(folder: Path, *rows: Row) -> Path:
+    mri_grid, pet_grid = GRIDS["tiny"]
+    index = Index(
+        schema_version=SCHEMA_VERSION,
+        mri_grid=mri_grid,
+        pet_grid=pet_grid,
+        intensity_ratio={"FDG": 0.02},
+        rows=rows,
+        versions={},
+    )
+    folder.mkdir(exist_ok=True)
+    save_index(index, folder)
+    return folder
+
+
+def recipe(**run: Any) -> Recipe:
+    config = RunConfig.model_validate({"max_steps": 5, **run})
+    return Recipe(run=config, generator_engine={"steps": 1}, discriminator_engine={})
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    test_row = row("03", split="test", tracer="AV45")  # of no concern to training
+    return write_index(tmp_path / "data", row("01"), row("02"), test_row)
+
+
+def plan(data: Path, given: Recipe, resume_from: Path | None = None) -> Run:
+    output = data.parent / "run"
+    return plan_run(
+        given,
+        recipe_path=Path("ds_configs/demo"),
+        data=data,
+        output=output,
+        resume_from=resume_from,
+    )
+
+
+def test_plan_knows_its_rows_and_what_they_were(data: Path) -> None:
+    run = plan(data, recipe())
+    assert [r.subject for r in run.training_rows] == ["01", "02"]
+    assert run.tracer == "FDG"
+    assert run.index_sha256 == file_sha256(data / "index.json")
+    assert run.resume_from is None
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(0.1, 0.1), (0.5, 0.5), ("auto", 0.02)])
+def test_auto_takes_the_ratio_that_prepare_suggests(
+    data: Path, asked: float | str, expected: float
+) -> None:
+    assert plan(data, recipe(intensity_ratio=asked)).intensity_ratio == expected
+
+
+def test_planning_writes_nothing(data: Path) -> None:
+    plan(data, recipe())
+    assert not (data.parent / "run").exists()
+
+
+def test_folder_that_was_not_prepared_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="ganbert prepare"):
+        plan(tmp_path, recipe())
+
+
+def test_broken_index_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text("{")
+    with pytest.raises(DatasetError, match="expected a valid index") as caught:
+        plan(tmp_path, recipe())
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_two_tracers_are_refused(tmp_path: Path) -> None:
+    data = write_index(tmp_path / "data", row("01"), row("02", tracer="AV45"))
+    with pytest.raises(DatasetError, match="rows of one tracer, found AV45, FDG"):
+        plan(data, recipe())
+
+
+def test_no_training_rows_are_refused(tmp_path: Path) -> None:
+    data = write_index(tmp_path / "data", row("01", split="test"))
+    with pytest.raises(DatasetError, match="found no training row"):
+        plan(data, recipe())
+
+
+def test_description_is_json_that_tells_runs_apart(data: Path) -> None:
+    run = plan(data, recipe(seed=4))
+    described = json.loads(json.dumps(describe_run(run, world_size=3)))
+    assert described["recipe"]["run"]["seed"] == 4
+    assert described["recipe"]["generator_engine"] == {"steps": 1}
+    assert described["recipe_name"] == "demo"
+    assert described["index_sha256"] == run.index_sha256
+    assert (described["tracer"], described["unit"]) == ("FDG", "SUVR")
+    assert described["world_size"] == 3
+    assert {"torch", "deepspeed", "transformers"} <= described["versions"].keys()
+
+
+def test_description_is_written_whole(data: Path) -> None:
+    run = plan(data, recipe())
+    write_description(run, 2)
+    assert [path.name for path in run.output.iterdir()] == [DESCRIPTION_NAME]
+    assert json.loads((run.output / DESCRIPTION_NAME).read_text()) == describe_run(run, 2)
+
+
+@pytest.fixture
+def checkpoint(data: Path) -> Path:
+    write_description(plan(data, recipe()), 2)
+    return data.parent / "run" / "checkpoints" / "step-00000005"
+
+
+def test_same_recipe_may_go_on(data: Path, checkpoint: Path) -> None:
+    assert plan(data, recipe(), checkpoint).resume_from == checkpoint
+
+
+@pytest.mark.parametrize(
+    "change", [{"max_steps": 50}, {"losses": {"nsp": 1.0}}, {"checkpoint_every": 7}]
+)
+def test_what_is_no_network_may_change(
+    data: Path, checkpoint: Path, change: dict[str, Any]
+) -> None:
+    assert plan(data, recipe(**change), checkpoint).resume_from == checkpoint
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"generator": {"channels": [4, 8]}}, "the generator of the run .* other channels"),
+        ({"generator": {"activation": "tanh"}}, "other activation"),
+        ({"discriminator": {"num_layers": 1}}, "the discriminator .* other num_layers"),
+        ({"intensity_ratio": 0.2}, "intensity_ratio 0.1, found 0.2"),
+        ({"intensity_ratio": "auto"}, "intensity_ratio 0.1, found 0.02"),
+    ],
+)
+def test_other_networks_or_units_may_not_go_on(
+    data: Path, checkpoint: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        plan(data, recipe(**change), checkpoint)

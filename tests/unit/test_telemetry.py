@@ -1,0 +1,196 @@
+"""Three sinks of a step: the JSONL log, a real scrape over HTTP, and a plain line."""
+
+import io
+import json
+import socket
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+
+from ganbert.errors import PlatformError
+from ganbert.telemetry import ConsoleSink, JsonlSink, PrometheusSink, StepStats, Telemetry
+
+STATS = StepStats(
+    step=7,
+    samples_seen=28,
+    epoch=1.75,
+    seconds=0.3,
+    volumes_per_second=13.25,
+    data_wait_seconds=0.125,
+    loss_l1=0.25,
+    loss_nsp_generator=1.5,
+    loss_mlm_generator=9.0,
+    loss_nsp_discriminator=0.75,
+    loss_mlm_discriminator=8.5,
+    nsp_accuracy_real=0.5,
+    nsp_accuracy_generated=1.0,
+    learning_rate_generator=1e-4,
+    learning_rate_discriminator=2e-4,
+)
+
+
+@pytest.fixture
+def prometheus() -> Iterator[PrometheusSink]:
+    sink = PrometheusSink(0)
+    yield sink
+    sink.close()
+
+
+def scrape(port: int) -> dict[str, float]:
+    """Read /metrics over HTTP: `name{label="value"}` to number."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    return {
+        sample.name
+        + "".join(f"{{{k}={v}}}" for k, v in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_log_gives_back_what_was_written(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path / "log.jsonl")
+    steps = [STATS, replace(STATS, step=8, loss_l1=0.125)]
+    for stats in steps:
+        sink.write(stats)
+    # A line is there as soon as it is written: a killed run keeps its log.
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+    sink.close()
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [StepStats(**json.loads(line)) for line in lines] == steps
+    assert list(json.loads(lines[0])) == [field.name for field in fields(StepStats)]
+
+
+def test_resumed_run_goes_on_in_the_same_log(tmp_path: Path) -> None:
+    for step in (1, 2):
+        sink = JsonlSink(tmp_path / "log.jsonl")
+        sink.write(replace(STATS, step=step))
+        sink.close()
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
+def test_scrape_shows_the_last_step_and_the_sums(prometheus: PrometheusSink) -> None:
+    prometheus.write(replace(STATS, step=6, seconds=0.06, loss_l1=9.0), new_volumes=4)
+    prometheus.write(STATS, new_volumes=4)
+    seen = scrape(prometheus.port)
+    expected = {
+        "ganbert_step": 7,
+        "ganbert_steps_total": 2,
+        "ganbert_volumes_total": 8,
+        "ganbert_data_wait_seconds_total": 0.25,
+        "ganbert_step_seconds_count": 2,
+        "ganbert_step_seconds_sum": 0.36,
+        "ganbert_step_seconds_bucket{le=0.1}": 1,
+        "ganbert_step_seconds_bucket{le=0.5}": 2,
+        "ganbert_step_seconds_bucket{le=+Inf}": 2,
+        "ganbert_epoch": 1.75,
+        "ganbert_loss{network=generator}{term=l1}": 0.25,
+        "ganbert_loss{network=generator}{term=nsp}": 1.5,
+        "ganbert_loss{network=generator}{term=mlm}": 9.0,
+        "ganbert_loss{network=discriminator}{term=nsp}": 0.75,
+        "ganbert_loss{network=discriminator}{term=mlm}": 8.5,
+        "ganbert_nsp_accuracy_ratio{kind=real}": 0.5,
+        "ganbert_nsp_accuracy_ratio{kind=generated}": 1.0,
+        "ganbert_learning_rate{network=generator}": 1e-4,
+        "ganbert_learning_rate{network=discriminator}": 2e-4,
+    }
+    assert {name: seen.get(name) for name in expected} == pytest.approx(expected)
+
+
+def test_labels_stay_few_and_name_nobody(prometheus: PrometheusSink) -> None:
+    prometheus.write(STATS, new_volumes=4)
+    own = [name for name in scrape(prometheus.port) if name.startswith("ganbert_")]
+    assert 0 < len(own) < 60
+    assert not [name for name in own if "subject" in name or "sub-" in name]
+
+
+def test_two_runs_on_one_machine_keep_their_numbers_apart(prometheus: PrometheusSink) -> None:
+    other = PrometheusSink(0)
+    try:
+        prometheus.write(STATS, new_volumes=4)
+        assert other.port != prometheus.port
+        assert scrape(other.port)["ganbert_step"] == 0
+    finally:
+        other.close()
+
+
+def test_port_in_use_is_one_line(prometheus: PrometheusSink) -> None:
+    with pytest.raises(PlatformError, match=f"metrics_port {prometheus.port}: .*a free port") as e:
+        PrometheusSink(prometheus.port)
+    assert len(str(e.value).splitlines()) == 1
+
+
+def test_port_is_free_again_after_close() -> None:
+    sink = PrometheusSink(0)
+    port = sink.port
+    sink.close()
+    with socket.create_server(("127.0.0.1", port)):
+        pass
+
+
+def plain_sink(max_steps: int) -> tuple[ConsoleSink, io.StringIO]:
+    stream = io.StringIO()
+    return ConsoleSink(max_steps, 0, Console(file=stream, width=60)), stream
+
+
+def test_plain_line_says_everything_on_one_line() -> None:
+    sink, stream = plain_sink(10)
+    sink.write(STATS)
+    sink.close()
+    (line,) = stream.getvalue().splitlines()
+    assert line.startswith("step 7/10  ETA 0:")
+    assert line.endswith(
+        "13.25 vol/s  L1 0.250  G nsp 1.50 mlm 9.00  D nsp 0.75 mlm 8.50  acc real 50% gen 100%"
+    )
+
+
+def test_plain_lines_come_at_intervals_and_at_the_end() -> None:
+    sink, stream = plain_sink(10)
+    for step in range(1, 11):
+        sink.write(replace(STATS, step=step))
+    sink.close()
+    assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["1/10", "10/10"]
+
+
+def test_terminal_gets_a_bar_and_no_plain_lines() -> None:
+    stream = io.StringIO()
+    sink = ConsoleSink(10, 0, Console(file=stream, width=200, force_terminal=True))
+    sink.write(STATS)
+    sink.close()
+    assert "7/10" in stream.getvalue()
+    assert "step 7/10" not in stream.getvalue()
+
+
+def test_first_rank_of_the_run_logs_and_serves(tmp_path: Path) -> None:
+    with Telemetry(tmp_path, is_first=True, port=0, max_steps=10, done=0) as telemetry:
+        telemetry.write(STATS, 4)
+        assert telemetry.port
+        port = telemetry.port
+        assert scrape(port)["ganbert_step"] == 7
+    assert json.loads((tmp_path / "log.jsonl").read_text()) == asdict(STATS)
+    with socket.create_server(("127.0.0.1", port)):
+        pass
+
+
+def test_first_rank_of_another_node_only_serves(tmp_path: Path) -> None:
+    with Telemetry(tmp_path, is_first=False, port=0, max_steps=10, done=0) as telemetry:
+        telemetry.write(STATS, 4)
+        telemetry.say("nobody hears this")
+        assert telemetry.port
+        assert scrape(telemetry.port)["ganbert_volumes_total"] == 4
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_ranks_do_neither(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Telemetry(tmp_path, is_first=False, port=None, max_steps=10, done=0) as telemetry:
+        telemetry.write(STATS, 4)
+        telemetry.say("nobody hears this")
+        assert telemetry.port is None
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().out == ""

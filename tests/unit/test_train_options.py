@@ -1,0 +1,112 @@
+"""The command line of the training script, its randomness, and how it stops."""
+
+import math
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ganbert.errors import GanbertError
+from ganbert.train import StopRequest, check_finite, parse_options, seed_micro_step
+
+REQUIRED = ["--config", "ds_configs/demo", "--data", "prepared", "--output", "run"]
+
+
+def test_required_options_are_enough() -> None:
+    options = parse_options(REQUIRED)
+    assert options.config == Path("ds_configs/demo")
+    assert options.data == Path("prepared")
+    assert options.output == Path("run")
+    assert options.resume == "auto"
+    assert options.max_steps is None
+
+
+def test_launchers_own_option_is_accepted() -> None:
+    assert parse_options(["--local_rank=1", *REQUIRED]).local_rank == 1
+
+
+def test_other_options_are_read() -> None:
+    options = parse_options([*REQUIRED, "--resume", "none", "--max-steps", "7"])
+    assert (options.resume, options.max_steps) == ("none", 7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (REQUIRED[2:], "--config"),
+        (REQUIRED[:2] + REQUIRED[4:], "--data"),
+        (REQUIRED[:4], "--output"),
+        ([*REQUIRED, "--resume", "perhaps"], "perhaps"),
+        ([*REQUIRED, "--max-steps", "many"], "many"),
+        ([*REQUIRED, "--epochs", "5"], "--epochs"),
+    ],
+)
+def test_mistakes_are_named_and_end_with_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_options(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def drawn(seed: int, micro_step: int, rank: int) -> tuple[list[float], list[float]]:
+    """Random numbers of dropout and of the masks."""
+    masks = seed_micro_step(seed, micro_step, rank)
+    return torch.rand(4).tolist(), torch.rand(4, generator=masks).tolist()
+
+
+def test_randomness_follows_from_seed_step_and_rank() -> None:
+    first = drawn(1, 2, 3)
+    drawn(7, 8, 9)
+    assert drawn(1, 2, 3) == first
+
+
+def test_no_two_micro_steps_draw_the_same() -> None:
+    # Among them (0, 1) and (1, 0): a sum of step and rank would not do.
+    places = [(s, m, r) for s in range(3) for m in range(3) for r in range(3)]
+    draws = [tuple(numbers) for place in places for numbers in drawn(*place)]
+    assert len(set(draws)) == 2 * len(places)
+
+
+def test_masks_do_not_depend_on_what_dropout_drew() -> None:
+    masks = seed_micro_step(1, 2, 3)
+    torch.rand(100)
+    assert torch.rand(4, generator=masks).tolist() == drawn(1, 2, 3)[1]
+
+
+def test_finite_losses_pass() -> None:
+    check_finite([0.0] * 7 + [1.0], 5)
+
+
+@pytest.mark.parametrize(
+    ("position", "name"),
+    [(0, "loss_nsp_discriminator"), (4, "loss_l1"), (6, "loss_mlm_generator")],
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_loss_that_is_no_number_stops_the_run(position: int, name: str, value: float) -> None:
+    means = [0.5] * 8
+    means[position] = value
+    with pytest.raises(GanbertError, match=f"step 5: expected a finite {name}, found {value}"):
+        check_finite(means, 5)
+
+
+@pytest.fixture
+def _restored_signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_restored_signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_becomes_a_wish_to_stop(number: signal.Signals) -> None:
+    stop = StopRequest()
+    stop.install()
+    assert not stop.received
+    os.kill(os.getpid(), number)
+    assert stop.received

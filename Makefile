@@ -83,7 +83,7 @@ constraints: $(INSTALLED) ## print the versions that .venv holds now, in the for
 .PHONY: demo demo-clean
 demo: $(DEMO_DIR)/.infer.done ## phantom -> prepare -> train -> evaluate -> infer -> report, on what this machine has
 	@echo "== [7/7] report"
-	@report=$$(ganbert report "$(DEMO_DIR)/run"); cat "$(DEMO_DIR)/table.txt"; echo; \
+	@report=$$(ganbert report "$(DEMO_DIR)/run"); sed "/^evaluate /d" "$(DEMO_DIR)/table.txt"; echo; \
 	echo "The same with pictures: $$report"; \
 	echo "The real T1w with its synthetic PET on top: $(DEMO_DIR)/real/overlay.png"
 
@@ -124,7 +124,7 @@ $(DEMO_DIR)/.train.done: $(DEMO_DIR)/.prepare.done
 $(DEMO_DIR)/.evaluate.done: $(DEMO_DIR)/.train.done
 	@echo "== [4/7] evaluate on the held-out subjects"
 	@rm -rf "$(DEMO_DIR)/run/evaluation"
-	@COLUMNS=100 ganbert evaluate "$(DEMO_DIR)/run" > "$(DEMO_DIR)/table.txt"
+	@COLUMNS=120 ganbert evaluate "$(DEMO_DIR)/run" > "$(DEMO_DIR)/table.txt"
 	@touch $@
 
 $(DEMO_DIR)/.infer.done: $(DEMO_DIR)/.evaluate.done

@@ -30,6 +30,7 @@ _ATROPHY: dict[str, float] = {
     "thalamus": 0.05,
     "striatum": 0.05,
 }
+_BRAIN = 2  # of `Template.maps`
 _AGEING_LOSS = 0.14  # share of the cortex lost between 55 and 90 years
 _RANDOM_LOSS = 0.035  # sd over regions of what neither age nor severity explains
 _MEAN_SCALE, _SCALE_SD = 0.93, 0.035
@@ -169,13 +170,24 @@ def _mni_index(
     index = (point - template.affine[:3, 3].astype(np.float32)[:, None, None, None]) / step
     age = (person.age_years - 55) / 35
     growth_mm = float(np.clip(0.3 + 1.2 * age + 3.2 * person.severity + rng.normal(0, 0.7), 0, 5))
-    pull = [sample(channel, index) for channel in template.ventricle_pull]
-    return index + np.stack(pull) * (np.float32(growth_mm) / step)
+    # The pull has faded long before the surface of the brain.
+    inside = sample(template.maps[_BRAIN], index) > 0
+    pull = np.stack([_sample_inside(c, index, inside) for c in template.ventricle_pull])
+    return index + pull * (np.float32(growth_mm) / step)
 
 
 def sample(image: FloatArray, index: FloatArray) -> FloatArray:
-    """Linear interpolation at voxel coordinates (3, X, Y, Z); zero outside."""
+    """Linear interpolation at voxel coordinates (3, ...); zero outside."""
     result: FloatArray = ndimage.map_coordinates(image, index, order=1, output=np.float32)
+    return result
+
+
+def _sample_inside(
+    image: FloatArray, index: FloatArray, inside: npt.NDArray[np.bool_]
+) -> FloatArray:
+    """`sample` where it matters: a brain fills a fifth of its grid."""
+    result = np.zeros(inside.shape, dtype=np.float32)
+    result[inside] = sample(image, index[:, inside])
     return result
 
 
@@ -216,7 +228,10 @@ def build_anatomy(
 ) -> Anatomy:
     """Give the template one person's size, pose, shape and atrophy, on their T1w grid."""
     index = _mni_index(template, person, shape, affine, rng)
-    grey, white, brain, detail = (sample(channel, index) for channel in template.maps)
+    inside = sample(template.maps[_BRAIN], index) > 0
+    grey, white, brain, detail = (
+        _sample_inside(channel, index, inside) for channel in template.maps
+    )
     territory: LabelArray = ndimage.map_coordinates(
         template.territory, index, order=0, mode="nearest"
     )

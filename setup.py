@@ -61,6 +61,7 @@ setup(
             "mypy>=1.15",
             "pre-commit>=4.0",
             "bids-validator-deno>=2.0",
+            "playwright>=1.50",  # drives the Chromium that is installed
             "playwright>=1.40",  # drives the installed Chromium
         ],
     },

@@ -18,8 +18,8 @@ FLOORS = (
     {"errors"},
     {"config", "tracers"},
     {"data", "models"},  # two columns that never see each other
-    {"losses", "metrics", "telemetry", "runs"},
-    {"engines", "checkpoint", "predict", "derivatives", "report"},
+    {"losses", "metrics", "telemetry"},
+    {"engines", "checkpoint", "runs", "predict", "derivatives", "report"},
     {"train", "prepare", "evaluate", "infer", "cli", "doctor", "inspection"},
 )
 # The same inside data/.

@@ -132,7 +132,7 @@ def _read_state(folder: Path) -> TrainingState:
     file = folder / "state.json"
     try:
         return TrainingState.model_validate_json(file.read_text())
-    except (OSError, ValidationError) as error:
+    except (OSError, ValidationError, UnicodeDecodeError) as error:
         raise CheckpointError(
             file,
             expected="the state of a training run",

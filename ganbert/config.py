@@ -9,10 +9,19 @@ valid one, because a mistyped key that silently falls back to a default costs a 
 import difflib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from ganbert.errors import ConfigError
 
@@ -24,7 +33,7 @@ class Strict(BaseModel):
 
 
 class Grid(Strict):
-    """A voxel grid. Axes are (D, H, W) = (posterior to anterior, inferior to superior, left to right).
+    """A voxel grid; (D, H, W) run posterior-anterior, inferior-superior, left-right.
 
     Attributes
     ----------
@@ -32,8 +41,8 @@ class Grid(Strict):
     spacing_mm : edge of a voxel along (D, H, W), mm
     """
 
-    shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
     @property
     def extent_mm(self) -> tuple[float, float, float]:
@@ -63,7 +72,7 @@ NUM_FRAMES = 2
 class GeneratorConfig(Strict):
     """The U-Net-like generator (paper, section 4.1)."""
 
-    channels: tuple[int, ...] = (16, 32, 64, 128, 256)
+    channels: tuple[PositiveInt, ...] = Field(default=(16, 32, 64, 128, 256), min_length=1)
     activation: Literal["tanhshrink", "tanh", "linear"] = "tanhshrink"
 
 
@@ -71,15 +80,22 @@ class DiscriminatorConfig(Strict):
     """BERT as the adversary (paper, section 4.2); the sizes default to BERT-base."""
 
     kind: Literal["bert"] = "bert"
-    hidden_size: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    intermediate_size: int = 3072
+    hidden_size: PositiveInt = 768
+    num_layers: PositiveInt = 12
+    num_heads: PositiveInt = 12
+    intermediate_size: PositiveInt = 3072
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
-    masked_fraction_mri: float = Field(default=0.05, gt=0.0, lt=1.0)
-    masked_fraction_pet: float = Field(default=0.25, gt=0.0, lt=1.0)
+    # At least one token of 512.
+    masked_fraction_mri: float = Field(default=0.05, ge=1 / 512, le=1.0)
+    masked_fraction_pet: float = Field(default=0.25, ge=1 / 512, le=1.0)
     gradient: Literal["none", "straight_through"] = "straight_through"
     embedding_init: Literal["normal", "ordinal"] = "ordinal"
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size must be a multiple of num_heads ({self.num_heads})")
+        return self
 
 
 class LossConfig(Strict):
@@ -96,10 +112,10 @@ class LossConfig(Strict):
 class RunConfig(Strict):
     """Everything that `run.yaml` may say."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     max_steps: int = Field(gt=0, description="optimiser steps")
     # None: as paper, section 3.1. "auto": the value that `prepare` suggests for the cohort.
-    intensity_ratio: float | Literal["auto"] = 0.1
+    intensity_ratio: Annotated[FiniteFloat, Field(gt=0.0)] | Literal["auto"] = 0.1
     checkpoint_every: int = Field(default=500, gt=0, description="optimiser steps")
     keep_checkpoints: int = Field(default=3, gt=0)
     metrics_port: int = Field(default=9808, ge=0, le=65535, description="0: any free port")

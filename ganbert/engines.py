@@ -92,6 +92,9 @@ def init_world(timeout: timedelta = timedelta(minutes=10)) -> World:
             remedy="lower --num_gpus",
         )
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    # DeepSpeed compiles this operation whenever it meets gloo, though only its inference uses it. A
+    # process that dies meanwhile leaves a lock behind, and every later run waits for it for ever.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if cuda:
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:

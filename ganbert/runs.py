@@ -9,6 +9,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ import ganbert
 from ganbert.config import Recipe
 from ganbert.data.index import Index, Row, file_sha256, index_path, load_index
 from ganbert.errors import CheckpointError, DatasetError
+from ganbert.metrics import declared_data_range
 
 DESCRIPTION_NAME = "run.json"
 _VERSIONED = ("torch", "deepspeed", "transformers", "numpy", "nibabel", "prometheus_client")
@@ -48,6 +50,26 @@ class Run:
         """Rows of the training split."""
         return self.index.select("train")
 
+    def card(self, num_steps: int) -> dict[str, object]:
+        """What a generator trained for `num_steps` must say of itself (see `ModelCard`)."""
+        rows = self.training_rows
+        unit = rows[0].unit
+        return {
+            "ganbert_version": ganbert.__version__,
+            "generator": self.recipe.run.generator,
+            "mri_grid": self.index.mri_grid,
+            "pet_grid": self.index.pet_grid,
+            "intensity_ratio": self.intensity_ratio,
+            "tracer": self.tracer,
+            "unit": unit,
+            "data_range": declared_data_range(self.tracer, unit, [r.pet.p999 for r in rows]),
+            "frame_start_s": rows[0].frame_start_s,
+            "frame_duration_s": rows[0].frame_duration_s,
+            "num_steps": num_steps,
+            "num_training_rows": len(rows),
+            "index_sha256": self.index_sha256,
+        }
+
 
 def plan_run(
     recipe: Recipe, *, recipe_path: Path, data: Path, output: Path, resume_from: Path | None
@@ -72,7 +94,7 @@ def plan_run(
         index=index,
         index_sha256=file_sha256(index_path(data)),
         tracer=tracer,
-        intensity_ratio=index.intensity_ratio[tracer] if ratio == "auto" else ratio,
+        intensity_ratio=_suggested(data, index, tracer) if ratio == "auto" else ratio,
         resume_from=resume_from,
     )
     if resume_from is not None:
@@ -80,16 +102,49 @@ def plan_run(
     return run
 
 
-def _only_tracer(data: Path, index: Index) -> str:
-    tracers = sorted({row.tracer for row in index.select("train")})
-    if len(tracers) != 1:
+def _suggested(data: Path, index: Index, tracer: str) -> float:
+    if tracer not in index.intensity_ratio:
         raise DatasetError(
             data,
-            expected="training rows of one tracer",
-            found=", ".join(tracers) or "no training row",
-            remedy="prepare a dataset of one tracer for this run",
+            expected=f"a suggested intensity_ratio for {tracer}",
+            found="none",
+            remedy="set intensity_ratio in run.yaml, or run `ganbert prepare` again",
         )
-    return tracers[0]
+    return index.intensity_ratio[tracer]
+
+
+def _only_tracer(data: Path, index: Index) -> str:
+    # One unit and frame timing too: a generator cannot tell which of several is asked for.
+    rows = index.select("train")
+    for name, values in (
+        ("tracer", {row.tracer for row in rows}),
+        ("unit", {row.unit for row in rows}),
+        ("frame timing", {(row.frame_start_s, row.frame_duration_s) for row in rows}),
+    ):
+        if len(values) != 1:
+            raise DatasetError(
+                data,
+                expected=f"training rows of one {name}",
+                found=", ".join(sorted(map(str, values))) or "no training row",
+                remedy="prepare a dataset that agrees in it",
+            )
+    return rows[0].tracer
+
+
+def _read_description(output: Path) -> dict[str, Any]:
+    file = output / DESCRIPTION_NAME
+    try:
+        description: dict[str, Any] = json.loads(file.read_text())
+        networks = description["recipe"]["run"]
+        _ = networks["generator"], networks["discriminator"], description["intensity_ratio"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            file,
+            expected="the description of a run",
+            found=f"{type(error).__name__}: {error}",
+            remedy="give another --output, or restore the file",
+        ) from error
+    return description
 
 
 def check_same_networks(run: Run) -> None:
@@ -100,7 +155,7 @@ def check_same_networks(run: Run) -> None:
     CheckpointError
         If the recipe's generator, discriminator or intensity ratio changed.
     """
-    before = json.loads((run.output / DESCRIPTION_NAME).read_text())
+    before = _read_description(run.output)
     now = run.recipe.run.model_dump(mode="json")
     for network in ("generator", "discriminator"):
         old, new = before["recipe"]["run"][network], now[network]

@@ -211,10 +211,12 @@ class Telemetry:
     def __init__(
         self, run: Path, *, is_first: bool, port: int | None, max_steps: int, done: int
     ) -> None:
-        self._prometheus = None if port is None else PrometheusSink(port)
         self._sinks: list[Any] = []
         if is_first:
-            self._sinks = [ConsoleSink(max_steps, done), JsonlSink(run / "log.jsonl")]
+            self._sinks = [JsonlSink(run / "log.jsonl")]
+        self._prometheus = None if port is None else PrometheusSink(port)
+        if is_first:
+            self._sinks.append(ConsoleSink(max_steps, done))
 
     @property
     def port(self) -> int | None:

@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import ganbert
 from ganbert import losses
 from ganbert.checkpoint import (
     TrainingState,
@@ -53,11 +52,11 @@ from ganbert.engines import (
 )
 from ganbert.errors import (
     EXIT_INTERRUPTED,
+    CheckpointError,
     ConfigError,
     GanbertError,
     one_line_errors,
 )
-from ganbert.metrics import declared_data_range
 from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
 from ganbert.runs import Run, plan_run, write_description
@@ -90,6 +89,13 @@ class StopRequest:
         self.received = True
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"expected a positive number, found {text}")
+    return number
+
+
 def parse_options(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -104,7 +110,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
         default="auto",
         help="auto: go on from RUN's newest checkpoint; none: RUN must be empty (default: auto)",
     )
-    parser.add_argument("--max-steps", type=int, help="instead of max_steps in run.yaml")
+    parser.add_argument("--max-steps", type=_positive, help="instead of max_steps in run.yaml")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher's
     return parser.parse_args(arguments)
 
@@ -286,29 +292,6 @@ def check_finite(means: list[float], step: int) -> None:
             )
 
 
-def export(run: Run, engines: Engines, state: TrainingState) -> Path:
-    """Write the generator and its card into RUN/export (rank 0)."""
-    training = run.training_rows
-    card = {
-        "ganbert_version": ganbert.__version__,
-        "generator": run.recipe.run.generator,
-        "mri_grid": run.index.mri_grid,
-        "pet_grid": run.index.pet_grid,
-        "intensity_ratio": run.intensity_ratio,
-        "tracer": run.tracer,
-        "unit": training[0].unit,
-        "data_range": declared_data_range(
-            run.tracer, training[0].unit, [row.pet.p999 for row in training]
-        ),
-        "frame_start_s": training[0].frame_start_s,
-        "frame_duration_s": training[0].frame_duration_s,
-        "num_steps": state.step,
-        "num_training_rows": len(training),
-        "index_sha256": run.index_sha256,
-    }
-    return export_generator(run.output, engines.generator.module.state_dict(), card)
-
-
 def prepare_engines(run: Run) -> tuple[Engines, TrainingState]:
     """Build networks and engines, from the checkpoint if there is one."""
     config = run.recipe.run
@@ -326,6 +309,13 @@ def prepare_engines(run: Run) -> tuple[Engines, TrainingState]:
         return engines, state
     named = {"generator": engines.generator, "discriminator": engines.discriminator}
     state = load_checkpoint(run.resume_from, named, index_sha256=run.index_sha256, seed=config.seed)
+    if state.step > config.max_steps:
+        raise CheckpointError(
+            run.resume_from,
+            expected=f"at most max_steps = {config.max_steps} steps done",
+            found=str(state.step),
+            remedy="raise max_steps, or give another --output",
+        )
     return engines, state
 
 
@@ -377,7 +367,8 @@ def run_training(run: Run, world: World) -> bool:
         state = train(run, engines, batches, world, telemetry, state, stop)
         finished = state.step >= config.max_steps
         if first and finished:
-            telemetry.say(f"exported {export(run, engines, state)}")
+            weights = engines.generator.module.state_dict()
+            telemetry.say(f"exported {export_generator(run.output, weights, run.card(state.step))}")
         elif first:
             telemetry.say(f"interrupted at step {state.step}, saved; run again to go on")
     barrier()

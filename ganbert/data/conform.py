@@ -24,6 +24,8 @@ from ganbert.errors import ImageError
 
 # A head without its neck, vertex to below the cerebellum (as `robustfov` of FSL).
 HEAD_HEIGHT_MM = 170.0
+SKULL_CAP_MM = 100.0
+_LEAST_AREA = 0.1
 # Ids run to 10^4 at normalised 10; the brightest voxels in a thousand should stay below it.
 TARGET_NORMALISED_P999 = 9.0
 _WHITEST = 255.0
@@ -96,10 +98,13 @@ def conform_pet(pet: Volume, affine: Affine, grid: Grid) -> Volume:
 
 
 def head_centre(mri: Volume) -> npt.NDArray[np.float64]:
-    """Return the intensity-weighted centre of the upper head, (x, y, z) RAS+ mm.
+    """Return the middle of the head's extent, (x, y, z) RAS+ mm.
 
     Foreground is what Otsu's threshold calls bright, in its largest connected piece; of that the
-    `HEAD_HEIGHT_MM` below the vertex, so that the length of the scanned neck does not matter.
+    `HEAD_HEIGHT_MM` below the vertex, so that the length of the scanned neck does not matter. The
+    middle from left to right and from back to front is that of the `SKULL_CAP_MM` below the
+    vertex alone: a nose and a jaw must not pull it. Extents, not a centre of mass: the field of
+    view of the PET leaves a few mm around a brain, and a brain is heavier at the back.
     """
     coarse = _coarse_in_world(mri)
     bright = coarse.array[0] > otsu_threshold(coarse.array)
@@ -111,8 +116,17 @@ def head_centre(mri: Volume) -> npt.NDArray[np.float64]:
     highest = int(np.flatnonzero(head.any(axis=(0, 2))).max())
     lowest = highest - int(HEAD_HEIGHT_MM / _SEARCH_SPACING_MM)
     head[:, : max(lowest, 0)] = False
-    centre = ndimage.center_of_mass(coarse.array[0] * head)
+    cap = head.copy()
+    cap[:, : max(highest - int(SKULL_CAP_MM / _SEARCH_SPACING_MM), 0)] = False
+    centre = [_middle_of(cap, 0), _middle_of(head, 1), _middle_of(cap, 2)]
     return (coarse.affine @ [*centre, 1.0])[:3]
+
+
+def _middle_of(mask: npt.NDArray[np.bool_], axis: int) -> float:
+    """Middle of the slices that hold a fair share of the widest one: no neck, no stray voxel."""
+    areas = mask.sum(axis=tuple({0, 1, 2} - {axis}))
+    slices = np.flatnonzero(areas >= _LEAST_AREA * areas.max())
+    return float(slices[0] + slices[-1]) / 2
 
 
 def otsu_threshold(array: FloatArray, num_bins: int = 256) -> float:

@@ -78,7 +78,7 @@ class Index(_Entry):
     Attributes
     ----------
     mri_grid, pet_grid : concentric grids, centred on each subject's head
-    intensity_ratio : suggested per tracer, so that the tokens of the training PETs fill the vocabulary
+    intensity_ratio : suggested per tracer: the training PETs' tokens then fill the vocabulary
     versions : of the packages that wrote the cache
     """
 
@@ -120,7 +120,9 @@ def load_index(path: Path) -> Index:
     if index.schema_version != SCHEMA_VERSION:
         found = f"version {index.schema_version}"
         expected = f"schema version {SCHEMA_VERSION}"
-        raise DatasetError(file, expected=expected, found=found, remedy="run `ganbert prepare` again")
+        raise DatasetError(
+            file, expected=expected, found=found, remedy="run `ganbert prepare` again"
+        )
     return index
 
 

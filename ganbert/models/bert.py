@@ -101,6 +101,8 @@ class IntensityBert(nn.Module):
     Source: Shin et al. 2020, section 4.2.
     """
 
+    token_type_ids: Tensor
+
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
         self.gradient = config.gradient

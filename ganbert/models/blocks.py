@@ -21,7 +21,7 @@ def call_directly(function: Callable[..., Any], *args: Any) -> Any:
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm with groups of at least four channels, at most eight groups."""
-    groups = max(g for g in (1, 2, 4, 8) if channels % g == 0 and channels // g >= 4 or g == 1)
+    groups = max(g for g in (1, 2, 4, 8) if (channels % g == 0 and channels // g >= 4) or g == 1)
     return nn.GroupNorm(groups, channels)
 
 
@@ -78,6 +78,10 @@ class Resample(nn.Module):
     Matrix products are deterministic in both directions on every device, where the backward of
     `grid_sample` adds atomically on a GPU, and they run on tensor cores.
     """
+
+    matrix_d: Tensor
+    matrix_h: Tensor
+    matrix_w: Tensor
 
     def __init__(self, shape_in: Shape, shape_out: Shape, extent_ratio: tuple[float, ...]) -> None:
         super().__init__()

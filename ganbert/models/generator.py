@@ -1,11 +1,10 @@
 """The U-Net-like generator: T1w MRI to two frames of PET (paper, section 4.1).
 
-The encoder works in MRI space, the decoder on PET's own pyramid (93x76x76, 47x38x38, 24x19x19, ...).
-Both grids are concentric, so each skip is resampled onto PET by a fixed geometry, and nothing is
-computed at a resolution or place that the PET cannot show: the stem strides to PET's spacing.
+The encoder works in MRI space, the decoder on PET's own pyramid (93x76x76, 47x38x38, 24x19x19,
+...). Both grids are concentric, so each skip is resampled onto PET by a fixed geometry, and nothing
+is computed at a resolution that the PET cannot show: the stem strides to PET's spacing.
 """
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ganbert.config import NUM_FRAMES, GeneratorConfig, Grid
+from ganbert.errors import ConfigError
 from ganbert.models.blocks import (
     Checkpoint,
     Resample,
@@ -65,6 +65,8 @@ class Generator(nn.Module):
 
     Raises
     ------
+    ConfigError
+        If the MRI grid cannot be halved evenly at every level.
     ValueError
         If the MRI does not have the grid's shape.
 
@@ -78,6 +80,7 @@ class Generator(nn.Module):
         self.checkpoint: Checkpoint = call_directly
         widths = config.channels
         stride = stem_stride(mri_grid, pet_grid)
+        _check_divisible(mri_grid.shape, stride * 2 ** (len(widths) - 1))
         self.stem = nn.Sequential(
             nn.Conv3d(1, widths[0], kernel_size=stride + 2, stride=stride, padding=1),
             group_norm(widths[0]),
@@ -86,14 +89,16 @@ class Generator(nn.Module):
         self._build_encoder(widths)
         self._build_decoder(widths, mri_grid, pet_grid, stride)
         self.head = nn.Conv3d(widths[0], NUM_FRAMES, kernel_size=1)
-        nn.init.constant_(_bias(self.head), _OUTPUT_BIAS[config.activation])
+        nn.init.constant_(self.head.get_parameter("bias"), _OUTPUT_BIAS[config.activation])
 
     def _build_encoder(self, widths: Sequence[int]) -> None:
         # None at the stem's own level: three quarters of those voxels lie outside the PET, and the
         # decoder refines the rest at the same resolution.
         self.encode = nn.ModuleList(ResidualBlock(width, width) for width in widths[1:])
         self.down = nn.ModuleList(
-            nn.Conv3d(narrow, wide, kernel_size=3, stride=2, padding=1)
+            # Kernel 4, not 3: its outputs lie in the middle of the voxels they replace, so every
+            # level keeps the centre that the geometry of the skips counts on.
+            nn.Conv3d(narrow, wide, kernel_size=4, stride=2, padding=1)
             for narrow, wide in pairwise(widths)
         )
 
@@ -101,7 +106,7 @@ class Generator(nn.Module):
         self, widths: Sequence[int], mri_grid: Grid, pet_grid: Grid, stride: int
     ) -> None:
         levels = len(widths)
-        d, h, w = (math.ceil(n / stride) for n in mri_grid.shape)
+        d, h, w = (n // stride for n in mri_grid.shape)
         mri_shapes = pyramid((d, h, w), levels)
         pet_shapes = pyramid(pet_grid.shape, levels)
         extents = zip(pet_grid.extent_mm, mri_grid.extent_mm, strict=True)
@@ -145,9 +150,14 @@ class Generator(nn.Module):
         return features
 
 
-def _bias(layer: nn.Conv3d) -> Tensor:
-    assert layer.bias is not None
-    return layer.bias
+def _check_divisible(shape: Shape, divisor: int) -> None:
+    if any(n % divisor for n in shape):
+        raise ConfigError(
+            "mri_grid",
+            expected=f"a shape of multiples of {divisor} (stem stride x 2 for each further level)",
+            found=str(shape),
+            remedy="prepare another grid, or give the generator fewer channels entries",
+        )
 
 
 def build_generator(config: GeneratorConfig, mri_grid: Grid, pet_grid: Grid) -> Generator:

@@ -20,7 +20,8 @@ def signed_absmax_pool(volume: Tensor, cells: tuple[int, int, int]) -> Tensor:
     Parameters
     ----------
     volume : Tensor (N, C, D, H, W), float32
-    cells : number of cells along (D, H, W); cells may differ in size by one voxel
+    cells : number of cells along (D, H, W); where a size is no multiple, neighbouring cells
+        overlap by one voxel (`adaptive_max_pool3d`)
 
     Returns
     -------

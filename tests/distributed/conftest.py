@@ -33,7 +33,7 @@ def launch(repository: Path) -> Launch:
     def start(*arguments: object, num_ranks: int = 2) -> subprocess.Popen[str]:
         launcher = Path(sys.executable).with_name("deepspeed")
         environment = {**os.environ, "PATH": f"{launcher.parent}:{os.environ['PATH']}"}
-        command = [launcher, "--num_gpus", num_ranks, "--master_port", _free_port()]
+        command = [launcher, "--num_gpus", num_ranks, "--master_port", free_port()]
         script = repository / "ganbert" / "train.py"
         return subprocess.Popen(
             [str(part) for part in (*command, script, *arguments)],
@@ -46,7 +46,8 @@ def launch(repository: Path) -> Launch:
     return start
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nothing listens on."""
     import socket
 
     with socket.socket() as probe:

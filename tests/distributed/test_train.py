@@ -1,4 +1,4 @@
-"""Two ranks under the real launcher: train, be interrupted, resume, end where one would have ended."""
+"""Two ranks under the real launcher: train, be interrupted, resume, end where all would have."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def weights_of(run: Path) -> dict[str, Any]:
 
 def scrape(output_so_far: str) -> str:
     port = output_so_far.rpartition("metrics on port ")[2].split()[0]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:  # noqa: S310
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
         return reply.read().decode()
 
 
@@ -116,9 +116,7 @@ def test_metrics_are_served_while_training_and_report_this_run(
         rank.send_signal(signal.SIGINT)  # Ctrl-C reaches every rank
     code, rest = finish(process)
     assert code == EXIT_INTERRUPTED, output + rest
-    samples = dict(
-        line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")
-    )
+    samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert float(samples["ganbert_step"]) >= 2
     assert float(samples["ganbert_volumes_total"]) == 4 * float(samples["ganbert_steps_total"])
     logged = read_log(tmp_path / "run")[int(float(samples["ganbert_step"])) - 1]

@@ -62,7 +62,6 @@ setup(
             "pre-commit>=4.0",
             "bids-validator-deno>=2.0",
             "playwright>=1.50",  # drives the Chromium that is installed
-            "playwright>=1.40",  # drives the installed Chromium
         ],
     },
     entry_points={"console_scripts": ["ganbert=ganbert.cli:main"]},

@@ -66,7 +66,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_recipes_that_are_named_exist(page: str) -> None:
-    for name in re.findall(r"ds_configs/(\w+)", (ROOT / page).read_text()):
+    for name in re.findall(r"ds_configs/(\w+)\b(?!\.)", (ROOT / page).read_text()):
         assert (ROOT / "ds_configs" / name / "run.yaml").is_file(), name
 
 

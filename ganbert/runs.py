@@ -4,22 +4,24 @@ RUN holds run.json (this module), log.jsonl (`telemetry`), checkpoints/ and expo
 evaluation/ (`evaluate`) and report.html (`report`).
 """
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
-import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import ganbert
+from ganbert.atomic import make_folder, output_error, write_text
 from ganbert.config import Recipe
 from ganbert.data.index import Index, Row, file_sha256, index_path, load_index
-from ganbert.errors import CheckpointError, DatasetError
+from ganbert.errors import CheckpointError, DatasetError, OutputError
 from ganbert.metrics import declared_data_range
+from ganbert.run_folder import DESCRIPTION_NAME, read_description
 
-DESCRIPTION_NAME = "run.json"
 _VERSIONED = ("torch", "deepspeed", "transformers", "numpy", "nibabel", "prometheus_client")
 
 
@@ -102,6 +104,33 @@ def plan_run(
     return run
 
 
+@contextlib.contextmanager
+def claim(output: Path) -> Iterator[None]:
+    """Make RUN, and hold it: no second training may write into it at the same time.
+
+    Raises
+    ------
+    OutputError
+        If RUN cannot be written, or another process holds it.
+    """
+    make_folder(output)
+    try:
+        lock = (output / ".lock").open("w")
+    except OSError as error:
+        raise output_error(output, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(
+                output,
+                expected="a run that nobody else is training",
+                found="another process that holds it",
+                remedy="wait for it or stop it; after a kill its ranks may still be running",
+            ) from error
+        yield
+
+
 def _suggested(data: Path, index: Index, tracer: str) -> float:
     if tracer not in index.intensity_ratio:
         raise DatasetError(
@@ -131,22 +160,6 @@ def _only_tracer(data: Path, index: Index) -> str:
     return rows[0].tracer
 
 
-def _read_description(output: Path) -> dict[str, Any]:
-    file = output / DESCRIPTION_NAME
-    try:
-        description: dict[str, Any] = json.loads(file.read_text())
-        networks = description["recipe"]["run"]
-        _ = networks["generator"], networks["discriminator"], description["intensity_ratio"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            file,
-            expected="the description of a run",
-            found=f"{type(error).__name__}: {error}",
-            remedy="give another --output, or restore the file",
-        ) from error
-    return description
-
-
 def check_same_networks(run: Run) -> None:
     """Refuse to resume networks or units other than those that the checkpoint holds.
 
@@ -155,7 +168,7 @@ def check_same_networks(run: Run) -> None:
     CheckpointError
         If the recipe's generator, discriminator or intensity ratio changed.
     """
-    before = _read_description(run.output)
+    before = read_description(run.output)
     now = run.recipe.run.model_dump(mode="json")
     for network in ("generator", "discriminator"):
         old, new = before["recipe"]["run"][network], now[network]
@@ -195,7 +208,6 @@ def describe_run(run: Run, world_size: int) -> dict[str, object]:
 
 def write_description(run: Run, world_size: int) -> None:
     """Write `run.json` into RUN (rank 0)."""
-    run.output.mkdir(parents=True, exist_ok=True)
-    temporary = run.output / f"{DESCRIPTION_NAME}.tmp"
-    temporary.write_text(json.dumps(describe_run(run, world_size), indent=1) + "\n")
-    os.replace(temporary, run.output / DESCRIPTION_NAME)
+    make_folder(run.output)
+    text = json.dumps(describe_run(run, world_size), indent=1) + "\n"
+    write_text(run.output / DESCRIPTION_NAME, text)

@@ -91,7 +91,7 @@ class PrometheusSink:
 
         self._step = gauge("step", "Optimiser steps done since the start of training")
         self._steps = counter("steps", "Optimiser steps done by this process")
-        self._volumes = counter("volumes", "MRI and PET pairs trained on by all ranks")
+        self._volumes = counter("volumes", "MRI and PET pairs trained on by the ranks of this node")
         self._wait = counter("data_wait_seconds", "Time this rank waited for the loader")
         self._seconds = Histogram(
             "ganbert_step_seconds",
@@ -206,17 +206,18 @@ class Telemetry:
     run : folder of the run, for `log.jsonl`
     is_first : whether this is rank 0
     port : where this process serves /metrics; None if it does not
+    total, done : optimiser steps of the run, and of them those done before
     """
 
     def __init__(
-        self, run: Path, *, is_first: bool, port: int | None, max_steps: int, done: int
+        self, run: Path, *, is_first: bool, port: int | None, total: int, done: int
     ) -> None:
         self._sinks: list[Any] = []
         if is_first:
             self._sinks = [JsonlSink(run / "log.jsonl")]
         self._prometheus = None if port is None else PrometheusSink(port)
         if is_first:
-            self._sinks.append(ConsoleSink(max_steps, done))
+            self._sinks.append(ConsoleSink(total, done))
 
     @property
     def port(self) -> int | None:
@@ -230,7 +231,7 @@ class Telemetry:
                 sink.console.print(text, highlight=False, soft_wrap=True)
 
     def write(self, stats: StepStats, new_volumes: int) -> None:
-        """Hand one step to every sink; `new_volumes` were seen in it by all ranks."""
+        """Hand one step to every sink; `new_volumes` were seen in it on this node."""
         for sink in self._sinks:
             sink.write(stats)
         if self._prometheus is not None:

@@ -17,13 +17,11 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     del sys.path[0]
 
 import argparse
+import contextlib
 import math
 import os
-import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from types import FrameType
 
 import numpy as np
 import torch
@@ -32,61 +30,31 @@ from torch import Tensor
 from ganbert import losses
 from ganbert.checkpoint import (
     TrainingState,
+    check_state,
     export_generator,
     find_checkpoint,
     load_checkpoint,
+    read_state,
     save_checkpoint,
 )
 from ganbert.config import LossConfig, load_recipe
-from ganbert.data.loader import Batch, build_loader
+from ganbert.data.loader import Batch, Loader, build_loader
 from ganbert.engines import (
     Engines,
     World,
-    barrier,
     build_engines,
     check_engine_configs,
+    check_weights,
     frozen,
     init_world,
     leave_world,
-    mean_over_ranks,
 )
-from ganbert.errors import (
-    EXIT_INTERRUPTED,
-    CheckpointError,
-    ConfigError,
-    GanbertError,
-    one_line_errors,
-)
+from ganbert.errors import EXIT_INTERRUPTED, GanbertError, one_line_errors
 from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
-from ganbert.runs import Run, plan_run, write_description
+from ganbert.ranks import StopRequest, barrier, mean_over_ranks, require_same, together
+from ganbert.runs import Run, claim, plan_run, write_description
 from ganbert.telemetry import StepStats, Telemetry
-
-# The order of the numbers that the two steps return, and that one all-reduce averages.
-_STATISTICS = (
-    "loss_nsp_discriminator",
-    "loss_mlm_discriminator",
-    "nsp_accuracy_real",
-    "nsp_accuracy_generated",
-    "loss_l1",
-    "loss_nsp_generator",
-    "loss_mlm_generator",
-)
-
-
-@dataclass
-class StopRequest:
-    """Turns SIGTERM and Ctrl-C into a flag that the ranks agree on at the end of a step."""
-
-    received: bool = field(default=False)
-
-    def install(self) -> None:
-        """Take over both signals."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
-
-    def _receive(self, _number: int, _frame: FrameType | None) -> None:
-        self.received = True
 
 
 def _positive(text: str) -> int:
@@ -115,8 +83,8 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def plan(options: argparse.Namespace) -> Run:
-    """Turn the command line into a checked plan.
+def plan(options: argparse.Namespace) -> tuple[Run, TrainingState]:
+    """Turn the command line into a checked plan and the state to start from.
 
     Raises
     ------
@@ -128,13 +96,34 @@ def plan(options: argparse.Namespace) -> Run:
         run_config = recipe.run.model_copy(update={"max_steps": options.max_steps})
         recipe = recipe.model_copy(update={"run": run_config})
     check_engine_configs(recipe)
-    return plan_run(
+    run = plan_run(
         recipe,
         recipe_path=options.config,
         data=options.data,
         output=options.output,
         resume_from=find_checkpoint(options.output, options.resume),
     )
+    with torch.device("meta"):  # the shapes alone: do the networks fit the grids?
+        build_generator(recipe.run.generator, run.index.mri_grid, run.index.pet_grid)
+    return run, first_state(run)
+
+
+def first_state(run: Run) -> TrainingState:
+    """State of the checkpoint to go on from, or of a new run."""
+    seed = run.recipe.run.seed
+    if run.resume_from is None:
+        return TrainingState(step=0, samples_seen=0, index_sha256=run.index_sha256, seed=seed)
+    state = read_state(run.resume_from)
+    micro_batch = run.recipe.generator_engine["train_micro_batch_size_per_gpu"]
+    check_state(
+        run.resume_from,
+        state,
+        index_sha256=run.index_sha256,
+        seed=seed,
+        max_steps=run.recipe.run.max_steps,
+        samples_per_micro_step=micro_batch * int(os.environ.get("WORLD_SIZE", "1")),
+    )
+    return state
 
 
 def seed_micro_step(seed: int, micro_step: int, rank: int) -> torch.Generator:
@@ -149,8 +138,8 @@ def seed_micro_step(seed: int, micro_step: int, rank: int) -> torch.Generator:
 
 
 def discriminator_step(
-    engines: Engines, batch: Batch, pet_fake: Tensor, masks: Tensor, weights: dict[str, float]
-) -> list[Tensor]:
+    engines: Engines, batch: Batch, pet_fake: Tensor, masks: Tensor, config: LossConfig
+) -> dict[str, Tensor]:
     """BERT learns to tell real from generated and to fill in masked values (Eq. 1, max_D).
 
     Parameters
@@ -160,7 +149,7 @@ def discriminator_step(
 
     Returns
     -------
-    loss_nsp, loss_mlm, accuracy on real, accuracy on generated; scalars
+    Losses and accuracies, scalars, by their names in `StepStats`.
     """
     # Real and generated in one batch, half each (paper, section 4.2): one pass instead of two.
     pet = torch.cat((batch.pet_real, pet_fake.detach()))
@@ -170,16 +159,19 @@ def discriminator_step(
         "nsp": (losses.nsp(on_real, losses.REAL) + losses.nsp(on_fake, losses.GENERATED)) / 2,
         "mlm": losses.mlm(judgement.mlm_logits, judgement.mlm_labels),
     }
-    engines.discriminator.backward(losses.weighted_sum(terms, weights))
+    engines.discriminator.backward(losses.weighted_sum(terms, config.model_dump()))
     engines.discriminator.step()
-    accuracy_real = (on_real.argmax(1) == losses.REAL).float().mean()
-    accuracy_generated = (on_fake.argmax(1) == losses.GENERATED).float().mean()
-    return [*(t.detach() for t in terms.values()), accuracy_real, accuracy_generated]
+    return {
+        "loss_nsp_discriminator": terms["nsp"].detach(),
+        "loss_mlm_discriminator": terms["mlm"].detach(),
+        "nsp_accuracy_real": (on_real.argmax(1) == losses.REAL).float().mean(),
+        "nsp_accuracy_generated": (on_fake.argmax(1) == losses.GENERATED).float().mean(),
+    }
 
 
 def generator_step(
     engines: Engines, batch: Batch, pet_fake: Tensor, masks: Tensor, config: LossConfig
-) -> list[Tensor]:
+) -> dict[str, Tensor]:
     """The generator learns to be judged real, to help BERT and to be right (Eq. 1, min_G).
 
     Parameters
@@ -189,7 +181,7 @@ def generator_step(
 
     Returns
     -------
-    loss_l1, loss_nsp, loss_mlm; scalars
+    Losses, scalars, by their names in `StepStats`.
     """
     for_l1, for_adversary = losses.hold_adversary(pet_fake, config.max_adversarial_ratio)
     with frozen(engines.discriminator) as discriminator:
@@ -201,7 +193,11 @@ def generator_step(
         }
         engines.generator.backward(losses.weighted_sum(terms, config.model_dump()))
         engines.generator.step()
-    return [term.detach() for term in terms.values()]
+    return {
+        "loss_l1": terms["l1"].detach(),
+        "loss_nsp_generator": terms["nsp"].detach(),
+        "loss_mlm_generator": terms["mlm"].detach(),
+    }
 
 
 def train(
@@ -220,14 +216,13 @@ def train(
     The state after the last step done; `state.step` falls short of `max_steps` if interrupted.
     """
     config = run.recipe.run
-    weights = config.losses.model_dump()
     named = {"generator": engines.generator, "discriminator": engines.discriminator}
     samples_per_step = engines.micro_batch * engines.accumulation * world.size
     num_rows = len(run.training_rows)
 
     while state.step < config.max_steps:
         started, waited = time.perf_counter(), 0.0
-        totals = torch.zeros(len(_STATISTICS) + 1, device=world.device)
+        measured: list[dict[str, Tensor]] = []
         for micro in range(engines.accumulation):
             asked = time.perf_counter()
             batch = next(batches)
@@ -235,17 +230,15 @@ def train(
             micro_step = state.step * engines.accumulation + micro
             masks_of = seed_micro_step(config.seed, micro_step, world.rank)
             masks = engines.discriminator.module.sample_masks(3 * len(batch.mri), masks_of)
-            masks = masks.to(world.device)
+            judged, made = masks.to(world.device).tensor_split([2 * len(batch.mri)])
             # One forward pass of the generator serves both steps.
             pet_fake = engines.generator(batch.mri)
-            of_discriminator, of_generator = masks.tensor_split([2 * len(batch.mri)])
-            judged = discriminator_step(engines, batch, pet_fake, of_discriminator, weights)
-            made = generator_step(engines, batch, pet_fake, of_generator, config.losses)
-            totals[:-1] += torch.stack(judged + made) / engines.accumulation
+            of_discriminator = discriminator_step(engines, batch, pet_fake, judged, config.losses)
+            of_generator = generator_step(engines, batch, pet_fake, made, config.losses)
+            measured.append(of_discriminator | of_generator)
 
         # The wish to stop travels with the statistics: all ranks leave at the same step.
-        totals[-1] = float(stop.received)
-        means = mean_over_ranks(totals).tolist()
+        means, interrupted = average(measured, stop, world)
         state = state.model_copy(
             update={"step": state.step + 1, "samples_seen": state.samples_seen + samples_per_step}
         )
@@ -261,20 +254,31 @@ def train(
                 data_wait_seconds=waited,
                 learning_rate_generator=engines.generator.get_lr()[0],
                 learning_rate_discriminator=engines.discriminator.get_lr()[0],
-                **dict(zip(_STATISTICS, means, strict=False)),
+                **means,
             ),
-            samples_per_step,
+            samples_per_step * world.local_size // world.size,
         )
-        interrupted = means[-1] > 0
         last = state.step == config.max_steps
         if interrupted or last or state.step % config.checkpoint_every == 0:
+            check_weights(engines, state.step)
             save_checkpoint(run.output, named, state, keep=config.keep_checkpoints)
         if interrupted:
             break
     return state
 
 
-def check_finite(means: list[float], step: int) -> None:
+def average(
+    measured: list[dict[str, Tensor]], stop: StopRequest, world: World
+) -> tuple[dict[str, float], bool]:
+    """Mean of the micro-steps over all ranks, and whether any rank was asked to stop."""
+    names = list(measured[0])
+    means = torch.stack([torch.stack([m[name] for m in measured]).mean() for name in names])
+    wish = torch.tensor([float(stop.received)], device=world.device)
+    *values, wished = mean_over_ranks(torch.cat((means, wish))).tolist()
+    return dict(zip(names, values, strict=True)), wished > 0
+
+
+def check_finite(means: dict[str, float], step: int) -> None:
     """Stop a run whose losses are no numbers any more.
 
     Raises
@@ -282,7 +286,7 @@ def check_finite(means: list[float], step: int) -> None:
     GanbertError
         Naming the term.
     """
-    for name, value in zip(_STATISTICS, means, strict=False):
+    for name, value in means.items():
         if not math.isfinite(value):
             raise GanbertError(
                 f"step {step}",
@@ -292,8 +296,8 @@ def check_finite(means: list[float], step: int) -> None:
             )
 
 
-def prepare_engines(run: Run) -> tuple[Engines, TrainingState]:
-    """Build networks and engines, from the checkpoint if there is one."""
+def prepare_engines(run: Run) -> Engines:
+    """Build networks and engines, as the checkpoint left them if there is one."""
     config = run.recipe.run
     torch.manual_seed(config.seed)
     engines = build_engines(
@@ -302,33 +306,14 @@ def prepare_engines(run: Run) -> tuple[Engines, TrainingState]:
         run.recipe,
         config.max_steps,
     )
-    if run.resume_from is None:
-        state = TrainingState(
-            step=0, samples_seen=0, index_sha256=run.index_sha256, seed=config.seed
-        )
-        return engines, state
-    named = {"generator": engines.generator, "discriminator": engines.discriminator}
-    state = load_checkpoint(run.resume_from, named, index_sha256=run.index_sha256, seed=config.seed)
-    if state.step > config.max_steps:
-        raise CheckpointError(
-            run.resume_from,
-            expected=f"at most max_steps = {config.max_steps} steps done",
-            found=str(state.step),
-            remedy="raise max_steps, or give another --output",
-        )
-    return engines, state
+    if run.resume_from is not None:
+        named = {"generator": engines.generator, "discriminator": engines.discriminator}
+        load_checkpoint(run.resume_from, named)
+    return engines
 
 
-def open_loader(run: Run, engines: Engines, world: World, state: TrainingState) -> Iterator[Batch]:
+def open_loader(run: Run, engines: Engines, world: World, state: TrainingState) -> Loader:
     """Stream this rank's share of the batches that are still to come."""
-    per_micro_step = engines.micro_batch * world.size
-    if state.samples_seen % per_micro_step:
-        raise ConfigError(
-            "number of ranks",
-            expected=f"micro-batch x ranks that divides the {state.samples_seen} samples seen",
-            found=str(per_micro_step),
-            remedy="resume on the number of ranks of the checkpoint",
-        )
     config = run.recipe.run
     return build_loader(
         run.data,
@@ -339,38 +324,43 @@ def open_loader(run: Run, engines: Engines, world: World, state: TrainingState) 
         rank=world.rank,
         world_size=world.size,
         seed=config.seed,
-        start_micro_step=state.samples_seen // per_micro_step,
+        start_micro_step=state.samples_seen // (engines.micro_batch * world.size),
         num_micro_steps=(config.max_steps - state.step) * engines.accumulation,
         device_id=world.device.index if world.device.type == "cuda" else None,
     )
 
 
-def run_training(run: Run, world: World) -> bool:
+def run_training(run: Run, world: World, state: TrainingState, stop: StopRequest) -> bool:
     """Train from start or checkpoint to the end; return whether the end was reached."""
-    stop = StopRequest()
-    stop.install()
-    config = run.recipe.run
-    if world.rank == 0:
-        write_description(run, world.size)
-    barrier()
-    engines, state = prepare_engines(run)
-    batches = open_loader(run, engines, world, state)
-    port = config.metrics_port if world.local_rank == 0 else None
-    first = world.rank == 0
-    with Telemetry(
-        run.output, is_first=first, port=port, max_steps=config.max_steps, done=state.step
-    ) as telemetry:
-        if first:
-            origin = f"from step {state.step}" if run.resume_from else "from the start"
-            telemetry.say(f"{world.size} ranks on {world.device.type}, {origin}")
-            telemetry.say(f"metrics on port {telemetry.port} of each node")
+    max_steps, first = run.recipe.run.max_steps, world.rank == 0
+    require_same(
+        {
+            "index": run.index_sha256,
+            "recipe": run.recipe.model_dump_json(),
+            "step to start from": str(state.step),
+        }
+    )
+    engines = prepare_engines(run)
+    with contextlib.ExitStack() as opened:
+        with together():
+            if first:
+                opened.enter_context(claim(run.output))
+                write_description(run, world.size)
+            port = run.recipe.run.metrics_port if world.local_rank == 0 else None
+            telemetry = opened.enter_context(
+                Telemetry(run.output, is_first=first, port=port, total=max_steps, done=state.step)
+            )
+            batches = opened.enter_context(open_loader(run, engines, world, state))
+        origin = f"from step {state.step}" if run.resume_from else "from the start"
+        telemetry.say(f"{world.size} ranks on {world.device.type}, {origin}")
+        telemetry.say(f"metrics on port {telemetry.port} of each node")
         state = train(run, engines, batches, world, telemetry, state, stop)
-        finished = state.step >= config.max_steps
-        if first and finished:
+        finished = state.step >= max_steps
+        if not finished:
+            telemetry.say(f"interrupted at step {state.step}, saved; run again to go on")
+        elif first:
             weights = engines.generator.module.state_dict()
             telemetry.say(f"exported {export_generator(run.output, weights, run.card(state.step))}")
-        elif first:
-            telemetry.say(f"interrupted at step {state.step}, saved; run again to go on")
     barrier()
     return finished
 
@@ -380,10 +370,12 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_options(sys.argv[1:] if arguments is None else arguments)
     # Before the ranks have met, each finds the same mistakes: one a node says so.
     with one_line_errors(quiet=os.environ.get("LOCAL_RANK", "0") != "0"):
-        run = plan(options)
+        run, state = plan(options)
+    stop = StopRequest()
+    stop.install()
     with one_line_errors():
         world = init_world()
-        finished = run_training(run, world)
+        finished = run_training(run, world, state, stop)
         leave_world()
     raise SystemExit(0 if finished else EXIT_INTERRUPTED)
 

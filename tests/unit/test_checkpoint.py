@@ -14,10 +14,12 @@ from ganbert.checkpoint import (
     CARD_NAME,
     WEIGHTS_NAME,
     TrainingState,
+    check_state,
     export_generator,
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
+    read_state,
     save_checkpoint,
 )
 from ganbert.config import GRIDS, GeneratorConfig, ModelCard
@@ -79,7 +81,8 @@ def names(run: Path) -> list[str]:
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     folder = save(tmp_path, 20, weight=42)
     engines = {"generator": FakeEngine(0), "discriminator": FakeEngine(0)}
-    assert load_checkpoint(folder, engines, index_sha256=INDEX, seed=3) == state_at(20)
+    load_checkpoint(folder, engines)
+    assert read_state(folder) == state_at(20)
     assert [engine.weight for engine in engines.values()] == [42, -42]
 
 
@@ -122,22 +125,31 @@ def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     save(tmp_path, 10, weight=1)
     folder = save(tmp_path, 10, weight=2)
     engines = {"generator": FakeEngine(0)}
-    load_checkpoint(folder, engines, index_sha256=INDEX, seed=3)
+    load_checkpoint(folder, engines)
     assert engines["generator"].weight == 2
 
 
+SAME = {"index_sha256": INDEX, "seed": 3, "max_steps": 10, "samples_per_micro_step": 2}
+
+
+def test_checkpoint_of_this_training_is_taken(tmp_path: Path) -> None:
+    check_state(tmp_path, state_at(10), **SAME)
+
+
 @pytest.mark.parametrize(
-    ("index", "seed", "message"),
-    [("b" * 64, 3, "a checkpoint of this index"), (INDEX, 4, r"this seed \(4\), found 3")],
+    ("changed", "message"),
+    [
+        ({"index_sha256": "b" * 64}, "a checkpoint of this index"),
+        ({"seed": 4}, r"this seed \(4\), found 3"),
+        ({"max_steps": 9}, "at most max_steps = 9 steps done, found 10"),
+        ({"samples_per_micro_step": 7}, "micro-batch x ranks that divides .* found 7"),
+    ],
 )
 def test_checkpoint_of_another_training_is_refused(
-    tmp_path: Path, index: str, seed: int, message: str
+    tmp_path: Path, changed: dict[str, Any], message: str
 ) -> None:
-    engines = {"generator": FakeEngine(5)}
-    folder = save(tmp_path, 10, weight=1)
     with pytest.raises(CheckpointError, match=message):
-        load_checkpoint(folder, engines, index_sha256=index, seed=seed)
-    assert engines["generator"].weight == 5, "refused before anything was loaded"
+        check_state(tmp_path, state_at(10), **(SAME | changed))
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", '{"step": 1}', "[]"])
@@ -147,7 +159,7 @@ def test_broken_state_is_named(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (folder / "state.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"state\.json: expected the state") as caught:
-        load_checkpoint(folder, {}, index_sha256=INDEX, seed=3)
+        read_state(folder)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -156,7 +168,20 @@ def test_missing_engine_is_named(tmp_path: Path) -> None:
     (folder / "discriminator" / "engine" / "weight").unlink()
     engines = {"generator": FakeEngine(0), "discriminator": FakeEngine(0)}
     with pytest.raises(CheckpointError, match="discriminator: expected the state of an engine"):
-        load_checkpoint(folder, engines, index_sha256=INDEX, seed=3)
+        load_checkpoint(folder, engines)
+
+
+def test_finished_run_without_its_checkpoints_is_not_started_over(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "export").mkdir()
+    with pytest.raises(CheckpointError, match="found none, though the run has an export"):
+        find_checkpoint(tmp_path, "auto")
+
+
+def test_stale_partial_folders_are_cleared_by_the_next_save(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step-00000007.partial").mkdir(parents=True)
+    save(tmp_path, 8)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000008"]
 
 
 @pytest.mark.parametrize("resume", ["auto", "none"])

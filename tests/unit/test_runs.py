@@ -8,8 +8,9 @@ import pytest
 
 from ganbert.config import GRIDS, Recipe, RunConfig
 from ganbert.data.index import SCHEMA_VERSION, CachedImage, Index, Row, file_sha256, save_index
-from ganbert.errors import CheckpointError, DatasetError
-from ganbert.runs import DESCRIPTION_NAME, Run, describe_run, plan_run, write_description
+from ganbert.errors import CheckpointError, DatasetError, OutputError
+from ganbert.run_folder import DESCRIPTION_NAME
+from ganbert.runs import Run, claim, describe_run, plan_run, write_description
 
 IMAGE = CachedImage(
     path="cache/none.nii",
@@ -175,3 +176,19 @@ def test_other_networks_or_units_may_not_go_on(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         plan(data, recipe(**change), checkpoint)
+
+
+def test_run_is_held_by_one_training(tmp_path: Path) -> None:
+    with claim(tmp_path / "run"):
+        with pytest.raises(OutputError, match="another process that holds it"):
+            with claim(tmp_path / "run"):
+                pass
+    with claim(tmp_path / "run"):
+        pass
+
+
+def test_run_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="file/run: expected a place that can be written"):
+        with claim(tmp_path / "file" / "run"):
+            pass

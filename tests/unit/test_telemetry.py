@@ -168,7 +168,7 @@ def test_terminal_gets_a_bar_and_no_plain_lines() -> None:
 
 
 def test_first_rank_of_the_run_logs_and_serves(tmp_path: Path) -> None:
-    with Telemetry(tmp_path, is_first=True, port=0, max_steps=10, done=0) as telemetry:
+    with Telemetry(tmp_path, is_first=True, port=0, total=10, done=0) as telemetry:
         telemetry.write(STATS, 4)
         assert telemetry.port
         port = telemetry.port
@@ -179,7 +179,7 @@ def test_first_rank_of_the_run_logs_and_serves(tmp_path: Path) -> None:
 
 
 def test_first_rank_of_another_node_only_serves(tmp_path: Path) -> None:
-    with Telemetry(tmp_path, is_first=False, port=0, max_steps=10, done=0) as telemetry:
+    with Telemetry(tmp_path, is_first=False, port=0, total=10, done=0) as telemetry:
         telemetry.write(STATS, 4)
         telemetry.say("nobody hears this")
         assert telemetry.port
@@ -188,7 +188,7 @@ def test_first_rank_of_another_node_only_serves(tmp_path: Path) -> None:
 
 
 def test_other_ranks_do_neither(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Telemetry(tmp_path, is_first=False, port=None, max_steps=10, done=0) as telemetry:
+    with Telemetry(tmp_path, is_first=False, port=None, total=10, done=0) as telemetry:
         telemetry.write(STATS, 4)
         telemetry.say("nobody hears this")
         assert telemetry.port is None

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ganbert.errors import GanbertError
-from ganbert.train import StopRequest, check_finite, parse_options, seed_micro_step
+from ganbert.ranks import StopRequest
+from ganbert.train import check_finite, parse_options, seed_micro_step
 
 REQUIRED = ["--config", "ds_configs/demo", "--data", "prepared", "--output", "run"]
 
@@ -79,17 +80,13 @@ def test_masks_do_not_depend_on_what_dropout_drew() -> None:
 
 
 def test_finite_losses_pass() -> None:
-    check_finite([0.0] * 7 + [1.0], 5)
+    check_finite({"loss_l1": 0.0, "nsp_accuracy_real": 1.0}, 5)
 
 
-@pytest.mark.parametrize(
-    ("position", "name"),
-    [(0, "loss_nsp_discriminator"), (4, "loss_l1"), (6, "loss_mlm_generator")],
-)
+@pytest.mark.parametrize("name", ["loss_nsp_discriminator", "loss_l1", "loss_mlm_generator"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_loss_that_is_no_number_stops_the_run(position: int, name: str, value: float) -> None:
-    means = [0.5] * 8
-    means[position] = value
+def test_loss_that_is_no_number_stops_the_run(name: str, value: float) -> None:
+    means = {"nsp_accuracy_real": 0.5, name: value}
     with pytest.raises(GanbertError, match=f"step 5: expected a finite {name}, found {value}"):
         check_finite(means, 5)
 
@@ -110,3 +107,13 @@ def test_signal_becomes_a_wish_to_stop(number: signal.Signals) -> None:
     assert not stop.received
     os.kill(os.getpid(), number)
     assert stop.received
+
+
+@pytest.mark.usefixtures("_restored_signals")
+def test_second_ctrl_c_aborts_and_a_second_sigterm_does_not() -> None:
+    StopRequest().install()
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)

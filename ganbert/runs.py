@@ -22,6 +22,8 @@ from ganbert.errors import CheckpointError, DatasetError, OutputError
 from ganbert.metrics import declared_data_range
 from ganbert.run_folder import DESCRIPTION_NAME, read_description
 
+# A ratio this many times off leaves most ids unused, or most tokens beyond them.
+_FAR = 3.0
 _VERSIONED = ("torch", "deepspeed", "transformers", "numpy", "nibabel", "prometheus_client")
 
 
@@ -51,6 +53,17 @@ class Run:
     def training_rows(self) -> list[Row]:
         """Rows of the training split."""
         return self.index.select("train")
+
+    def ratio_warning(self) -> str | None:
+        """Say so where the intensity ratio puts the PET far from where the vocabulary has ids."""
+        suggested = self.index.intensity_ratio.get(self.tracer)
+        if suggested is None or 1 / _FAR < self.intensity_ratio / suggested < _FAR:
+            return None
+        return (
+            f"warning: intensity_ratio {self.intensity_ratio:g} is far from the {suggested:.3g} "
+            f"that fits these {self.training_rows[0].unit} images: most tokens will be aliased; "
+            "`intensity_ratio: auto` in run.yaml takes the one that fits"
+        )
 
     def card(self, num_steps: int) -> dict[str, object]:
         """What a generator trained for `num_steps` must say of itself (see `ModelCard`)."""

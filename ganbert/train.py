@@ -353,6 +353,8 @@ def run_training(run: Run, world: World, state: TrainingState, stop: StopRequest
             batches = opened.enter_context(open_loader(run, engines, world, state))
         origin = f"from step {state.step}" if run.resume_from else "from the start"
         telemetry.say(f"{world.size} ranks on {world.device.type}, {origin}")
+        if warning := run.ratio_warning():
+            telemetry.say(warning)
         telemetry.say(f"metrics on port {telemetry.port} of each node")
         state = train(run, engines, batches, world, telemetry, state, stop)
         finished = state.step >= max_steps

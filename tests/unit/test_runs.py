@@ -192,3 +192,11 @@ def test_run_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="file/run: expected a place that can be written"):
         with claim(tmp_path / "file" / "run"):
             pass
+
+
+def test_ratio_far_from_the_suggested_one_is_said(data: Path) -> None:
+    assert plan(data, recipe(intensity_ratio="auto")).ratio_warning() is None
+    assert plan(data, recipe(intensity_ratio=0.04)).ratio_warning() is None
+    warning = plan(data, recipe(intensity_ratio=0.1)).ratio_warning()
+    assert warning is not None
+    assert "0.1 is far from the 0.02" in warning

@@ -9,7 +9,7 @@ valid one, because a mistyped key that silently falls back to a default costs a 
 import difflib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -25,9 +25,15 @@ from pydantic import (
 
 from ganbert.errors import ConfigError
 
+Section = TypeVar("Section", bound=BaseModel)
+
 
 class Strict(BaseModel):
-    """Base of every configuration section: immutable, no unknown keys, no coercion surprises."""
+    """Base of every configuration section: immutable, no unknown keys.
+
+    Files are read through `read_strictly`, which turns no text, truth value or fraction into a
+    number.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -108,6 +114,15 @@ class LossConfig(Strict):
     # None leaves it as it comes, as in the paper.
     max_adversarial_ratio: float | None = Field(default=None, gt=0.0)
 
+    @model_validator(mode="after")
+    def _a_share_of_something(self) -> Self:
+        if self.max_adversarial_ratio is not None and self.l1 == 0:
+            raise ValueError(
+                "max_adversarial_ratio is a share of L1's gradient: with l1 = 0 the generator "
+                "would learn nothing (set l1, or max_adversarial_ratio: null)"
+            )
+        return self
+
 
 class RunConfig(Strict):
     """Everything that `run.yaml` may say."""
@@ -138,26 +153,87 @@ class Recipe(Strict):
     discriminator_engine: dict[str, Any]
 
 
-def _valid_keys(path: tuple[int | str, ...]) -> list[str]:
-    model: Any = RunConfig
-    for name in path:
-        model = model.model_fields[str(name)].annotation
-    return list(model.model_fields)
+def nearest_remedy(name: str, valid: list[str]) -> str:
+    """Say which valid name was probably meant, or list them all."""
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"valid: {', '.join(valid)}"
 
 
-def _first_problem(path: Path, error: ValidationError) -> ConfigError:
-    problem = error.errors()[0]
-    location = problem["loc"]
-    name = ".".join(str(part) for part in location)
+def _section(model: type[BaseModel], name: object) -> type[BaseModel] | None:
+    """Return the section of that name, or None where a value stands."""
+    field = model.model_fields.get(str(name))
+    kind: Any = None if field is None else field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _name_of(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """Dotted name of a setting; what pydantic appends to tell the types of a union is left out."""
+    parts: list[str] = []
+    section: type[BaseModel] | None = model
+    for part in location:
+        if section is None and isinstance(part, str):
+            break
+        parts.append(str(part))
+        section = None if section is None else _section(section, part)
+    return ".".join(parts)
+
+
+def _unknown_key(
+    where: object, location: tuple[int | str, ...], model: type[BaseModel]
+) -> ConfigError:
+    section: type[BaseModel] = model
+    for part in location[:-1]:
+        section = _section(section, part) or section
+    remedy = nearest_remedy(str(location[-1]), list(section.model_fields))
+    name = ".".join(map(str, location))
+    return ConfigError(where, expected="known keys only", found=f"'{name}'", remedy=remedy)
+
+
+def _mend(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        return f"mend '{name}'" if name else "mend the file"
+    try:
+        number = float(value)
+    except ValueError:
+        return f"mend '{name}'"
+    if number.is_integer():
+        return f"write {number:.0f}, without quotes"
+    # YAML 1.1 takes 1e-4 for text: it wants a point.
+    return f"write {number:.3e}: 1e-4 without a point is text in YAML, and so is what has quotes"
+
+
+def first_problem(where: object, error: ValidationError, model: type[BaseModel]) -> ConfigError:
+    """Turn what pydantic found first into one line that names the setting."""
+    problems = error.errors()
+    problem = problems[0]
     if problem["type"] == "extra_forbidden":
-        valid = _valid_keys(location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), valid, n=1, cutoff=0.5)
-        remedy = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(valid)}"
-        return ConfigError(path, expected="known keys only", found=f"'{name}'", remedy=remedy)
+        return _unknown_key(where, problem["loc"], model)
+    name = _name_of(problem["loc"], model)
+    same = [p["msg"] for p in problems if _name_of(p["loc"], model) == name]
+    expected = " or ".join(dict.fromkeys(m.removeprefix("Value error, ") for m in same))
     found = "nothing" if problem["type"] == "missing" else repr(problem["input"])
     return ConfigError(
-        path, expected=f"{name}: {problem['msg']}", found=found, remedy=f"mend '{name}'"
+        where,
+        expected=f"{name}: {expected}" if name else expected,
+        found=found,
+        remedy=_mend(name, problem["input"]),
     )
+
+
+def read_strictly(where: object, content: object, model: type[Section]) -> Section:
+    """Check what a YAML or JSON file holds against a model, without turning one type into another.
+
+    As JSON, in which a list may become a tuple and 1 a float, but "1" and true no number.
+
+    Raises
+    ------
+    ConfigError
+        If a key is unknown or missing, or a value of the wrong type or range.
+    """
+    try:
+        return model.model_validate_json(json.dumps(content, default=str), strict=True)
+    except ValidationError as error:
+        raise first_problem(where, error, model) from error
 
 
 def _read_text(path: Path) -> str:
@@ -190,10 +266,7 @@ def load_run_config(path: Path) -> RunConfig:
         raise ConfigError(
             path, expected="a mapping", found=found, remedy="write 'key: value' lines"
         )
-    try:
-        return RunConfig.model_validate(content)
-    except ValidationError as error:
-        raise _first_problem(path, error) from error
+    return read_strictly(path, content, RunConfig)
 
 
 def _load_engine_config(path: Path) -> dict[str, Any]:

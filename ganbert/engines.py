@@ -1,4 +1,4 @@
-"""The two DeepSpeed engines: process group, build, freeze. The only importer of deepspeed.
+"""The two DeepSpeed engines: process group, build, freeze.
 
 The generator and BERT have an engine each, from a JSON each (paper, section 4.3: "trained
 separately, each having their own optimizer"). Where one network is only looked through, it is
@@ -8,10 +8,9 @@ outputs, and a loss that belongs to the other engine would set them off
 """
 
 import contextlib
-import copy
 import logging
-import math
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,15 +19,28 @@ from typing import Any
 import deepspeed
 import deepspeed.comm as dist
 import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.git_version_info import installed_ops
+from deepspeed.ops.op_builder import builder as op_builder
 from deepspeed.runtime.activation_checkpointing.checkpointing import non_reentrant_checkpoint
+from deepspeed.runtime.config import DeepSpeedConfigError
+from deepspeed.runtime.zero.utils import ZeRORuntimeException
 from deepspeed.utils.logging import logger as deepspeed_logger
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.cpp_extension import is_ninja_available
 
 from ganbert.config import Recipe
-from ganbert.errors import ConfigError, PlatformError
-
-_WARMUP_SHARE = 0.05  # Shin et al. 2020, A.3
-_MULTIPLE_ENGINES_BUT_PARTITIONED = 2
+from ganbert.engine_config import (
+    DISCRIMINATOR_FILE,
+    GENERATOR_FILE,
+    WRONG_SETTING,
+    check_recipe,
+    compiled_operation,
+    is_enabled,
+    refused,
+    resolve_schedule,
+)
+from ganbert.errors import GanbertError, PlatformError
 
 
 @dataclass(frozen=True)
@@ -39,12 +51,14 @@ class World:
     ----------
     rank, size : among all processes
     local_rank : on this node; 0 serves the node's metrics
+    local_size : ranks on this node
     device : where this rank computes
     """
 
     rank: int
     size: int
     local_rank: int
+    local_size: int
     device: torch.device
 
 
@@ -66,6 +80,29 @@ class Engines:
         return int(self.generator.gradient_accumulation_steps())
 
 
+def _device_of(local_rank: int) -> torch.device:
+    # DeepSpeed's answer and not torch's: DS_ACCELERATOR=cpu must hold for both.
+    accelerator = get_accelerator()
+    kind = accelerator.device_name()
+    if kind == "cpu":
+        return torch.device("cpu")
+    if kind != "cuda":
+        raise PlatformError(
+            "DeepSpeed's accelerator",
+            expected="cuda or cpu",
+            found=kind,
+            remedy="export DS_ACCELERATOR=cpu",
+        )
+    if local_rank >= accelerator.device_count():
+        raise PlatformError(
+            f"local rank {local_rank}",
+            expected="one GPU for each rank",
+            found=f"{accelerator.device_count()} GPUs",
+            remedy="lower --num_gpus",
+        )
+    return torch.device("cuda", local_rank)
+
+
 def init_world(timeout: timedelta = timedelta(minutes=10)) -> World:
     """Join the process group: NCCL on GPUs, gloo on the CPU.
 
@@ -83,74 +120,90 @@ def init_world(timeout: timedelta = timedelta(minutes=10)) -> World:
         )
     deepspeed_logger.setLevel(logging.WARNING)
     local_rank = int(os.environ["LOCAL_RANK"])
-    cuda = torch.cuda.is_available()
-    if cuda and local_rank >= torch.cuda.device_count():
-        raise PlatformError(
-            f"local rank {local_rank}",
-            expected="one GPU for each rank",
-            found=f"{torch.cuda.device_count()} GPUs",
-            remedy="lower --num_gpus",
-        )
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    device = _device_of(local_rank)
+    cuda = device.type == "cuda"
     # DeepSpeed compiles this operation whenever it meets gloo, though only its inference uses it. A
     # process that dies meanwhile leaves a lock behind, and every later run waits for it for ever.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if cuda:
-        torch.cuda.set_device(device)
+        get_accelerator().set_device(local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
         # Each rank would take all cores, and they would wait for each other.
         ranks_here = int(os.environ.get("LOCAL_SIZE", "1"))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
     deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=timeout, verbose=False)
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
-
-
-def resolve_schedule(engine_config: dict[str, Any], max_steps: int) -> dict[str, Any]:
-    """Replace "auto" in the scheduler by what the number of optimiser steps makes of it.
-
-    `warmup_num_steps: "auto"` is 5 % of the steps (paper, A.3), `total_num_steps: "auto"` all.
-    """
-    config = copy.deepcopy(engine_config)
-    parameters = config.get("scheduler", {}).get("params", {})
-    automatic = {
-        "warmup_num_steps": math.ceil(_WARMUP_SHARE * max_steps),
-        "total_num_steps": max_steps,
-    }
-    for key, value in automatic.items():
-        if parameters.get(key) == "auto":
-            parameters[key] = value
-    return config
+    local_size = int(os.environ.get("LOCAL_SIZE", "1"))
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, local_size, device)
 
 
 def check_engine_configs(recipe: Recipe) -> None:
-    """Refuse a recipe whose two engines cannot train together.
+    """Refuse a recipe that DeepSpeed, two engines in one step or this machine cannot run.
 
     Raises
     ------
     ConfigError
-        If micro-batch or accumulation differ, or ZeRO 2 or 3 is asked for.
+        If a key, name or value is wrong, or the two files contradict each other.
+    PlatformError
+        If the machine lacks a precision, or what the optimiser is compiled with.
     """
-    for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
-        pair = [c.get(key) for c in (recipe.generator_engine, recipe.discriminator_engine)]
-        if pair[0] is None or pair[0] != pair[1]:
-            raise ConfigError(
-                "generator.json and discriminator.json",
-                expected=f"one '{key}' in both",
-                found=f"{pair[0]} and {pair[1]}",
-                remedy="write the same number in both files",
-            )
-    for config in (recipe.generator_engine, recipe.discriminator_engine):
-        stage = config.get("zero_optimization", {}).get("stage", 0)
-        if stage >= _MULTIPLE_ENGINES_BUT_PARTITIONED:
-            raise ConfigError(
-                "zero_optimization.stage",
-                expected="0 or 1",
-                found=str(stage),
-                remedy="stages 2 and 3 do not work with two engines in one step (DeepSpeed #4923)",
+    check_recipe(recipe)
+    for where, config in (
+        (GENERATOR_FILE, recipe.generator_engine),
+        (DISCRIMINATOR_FILE, recipe.discriminator_engine),
+    ):
+        _check_precision(where, config)
+        operation = compiled_operation(config)
+        if operation is not None:
+            _check_compiler(where, operation)
+
+
+def _check_precision(where: str, config: dict[str, Any]) -> None:
+    accelerator = get_accelerator()
+    for name, supported in (
+        ("fp16", accelerator.is_fp16_supported),
+        ("bf16", accelerator.is_bf16_supported),
+    ):
+        if is_enabled(config, name) and not supported():
+            raise PlatformError(
+                f"{where}: {name}",
+                expected=f"a machine that computes in {name}",
+                found=accelerator.device_name(),
+                remedy="remove the block (fp32), or train on another machine",
             )
 
 
-def _build_engine(module: nn.Module, config: dict[str, Any]) -> deepspeed.DeepSpeedEngine:
+def _check_compiler(where: str, operation: str) -> None:
+    """Refuse an optimiser that DeepSpeed could only fail to compile."""
+    accelerator = get_accelerator()
+    builder = accelerator.create_op_builder(operation)
+    name = operation.removesuffix("Builder")
+    lacking = None
+    if builder is None or builder.name == "deepspeed_not_implemented":
+        lacking = f"none for {accelerator.device_name()}"
+    elif not installed_ops.get(builder.name, False):
+        lacking = _missing_to_compile(accelerator.device_name())
+    if lacking is not None:
+        raise PlatformError(
+            f"{where}: optimizer",
+            expected=f"DeepSpeed's {name}, or what compiles it",
+            found=lacking,
+            remedy='set "torch_adam": true for Adam, or install the CUDA toolkit of torch and g++',
+        )
+
+
+def _missing_to_compile(device: str) -> str | None:
+    if device == "cuda" and torch.version.cuda is not None:
+        # The builder's own is_compatible() says yes without looking for nvcc.
+        try:
+            op_builder.assert_no_cuda_mismatch()
+        except (op_builder.MissingCUDAException, op_builder.CUDAMismatchException) as error:
+            return str(error)
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        return "no C++ compiler"
+    return None if is_ninja_available() else "no ninja"
+
+
+def _build_engine(where: str, module: nn.Module, config: dict[str, Any]) -> Any:
     if "activation_checkpointing" in config:
         deepspeed.checkpointing.configure(None, deepspeed_config=config)
         for part in module.modules():
@@ -158,7 +211,12 @@ def _build_engine(module: nn.Module, config: dict[str, Any]) -> deepspeed.DeepSp
                 # Not the reentrant one: it gives no gradient to a block whose input needs none.
                 part.checkpoint = non_reentrant_checkpoint
     trainable = [p for p in module.parameters() if p.requires_grad]
-    engine, *_ = deepspeed.initialize(model=module, model_parameters=trainable, config=config)
+    try:
+        engine, *_ = deepspeed.initialize(model=module, model_parameters=trainable, config=config)
+    except (*WRONG_SETTING, DeepSpeedConfigError, ZeRORuntimeException) as error:
+        # What check_engine_configs did not foresee. The traceback for whoever has to find out.
+        logging.getLogger(__name__).debug("deepspeed.initialize", exc_info=True)
+        raise refused(where, error) from error
     return engine
 
 
@@ -171,11 +229,15 @@ def build_engines(
     ------
     ConfigError
         If the two JSON files contradict each other or ask for what two engines cannot do.
+    PlatformError
+        If the machine cannot do what they ask for.
     """
     check_engine_configs(recipe)
+    generator_config = resolve_schedule(recipe.generator_engine, max_steps)
+    discriminator_config = resolve_schedule(recipe.discriminator_engine, max_steps)
     return Engines(
-        _build_engine(generator, resolve_schedule(recipe.generator_engine, max_steps)),
-        _build_engine(discriminator, resolve_schedule(recipe.discriminator_engine, max_steps)),
+        _build_engine(GENERATOR_FILE, generator, generator_config),
+        _build_engine(DISCRIMINATOR_FILE, discriminator, discriminator_config),
     )
 
 
@@ -195,15 +257,23 @@ def frozen(engine: deepspeed.DeepSpeedEngine) -> Iterator[nn.Module]:
             parameter.requires_grad_(True)
 
 
-def mean_over_ranks(values: Tensor) -> Tensor:
-    """Mean of a small tensor over all ranks, on every rank."""
-    dist.all_reduce(values)
-    return values / dist.get_world_size()
+def check_weights(engines: Engines, step: int) -> None:
+    """Keep weights that are no numbers out of the checkpoints.
 
-
-def barrier() -> None:
-    """Wait for all ranks."""
-    dist.barrier()
+    Raises
+    ------
+    GanbertError
+        Naming the network.
+    """
+    for name in ("generator", "discriminator"):
+        weights = getattr(engines, name).module.parameters()
+        if not all(bool(torch.isfinite(weight).all()) for weight in weights):
+            raise GanbertError(
+                f"step {step}",
+                expected=f"finite weights of the {name}",
+                found="NaN or infinity",
+                remedy="lower the learning rate or the loss weights and resume from a checkpoint",
+            )
 
 
 def leave_world() -> None:

@@ -57,12 +57,24 @@ def test_smallest_run_config_takes_the_papers_values(tmp_path: Path) -> None:
     [
         ({"max_steps": 1, "sead": 3}, "'sead'; did you mean 'seed'"),
         ({"max_steps": 1, "losses": {"l2": 1.0}}, "'losses.l2'; did you mean 'l1'"),
-        ({"max_steps": 1, "zzzzzz": 3}, "'zzzzzz'; valid keys: seed, max_steps"),
+        ({"max_steps": 1, "zzzzzz": 3}, "'zzzzzz'; valid: seed, max_steps"),
         ({}, "max_steps: Field required, found nothing"),
         ({"max_steps": 0}, "max_steps: .* greater than 0, found 0"),
         ({"max_steps": "many"}, "max_steps: .*, found 'many'"),
         ({"max_steps": 1, "losses": {"nsp": -1}}, "losses.nsp: .*, found -1"),
-        ({"max_steps": 1, "intensity_ratio": "guess"}, "intensity_ratio"),
+        ({"max_steps": 1, "intensity_ratio": "guess"}, "intensity_ratio: .*number or .*'auto'"),
+        ({"max_steps": "300"}, "max_steps: .*integer, found '300'; write 300, without quotes"),
+        ({"max_steps": 3.0}, "max_steps: .*integer, found 3.0"),
+        ({"max_steps": 1, "seed": True}, "seed: .*integer, found True"),
+        ({"max_steps": 1, "seed": None}, "seed: .*integer, found None"),
+        ({"max_steps": 1, "generator": {"channels": ["8", 16]}}, "channels.0: .*, found '8'"),
+        ({"max_steps": 1, "generator": {"channels": [8, 16.0]}}, "channels.1: .*, found 16.0"),
+        ({"max_steps": 1, "losses": {"l1": "1e-4"}}, "losses.l1: .*; write 1.000e-04: 1e-4"),
+        ({"max_steps": 1, "discriminator": {"kind": "vit"}}, "discriminator.kind: .*'bert'"),
+        (
+            {"max_steps": 1, "losses": {"l1": 0, "max_adversarial_ratio": 0.1}},
+            "losses: max_adversarial_ratio is a share of L1's gradient",
+        ),
         (["max_steps"], "expected a mapping, found list"),
     ],
 )
@@ -71,6 +83,22 @@ def test_wrong_content_is_named(tmp_path: Path, content: object, message: str) -
         load_run_config(write_run(tmp_path, content))
     assert len(str(caught.value).splitlines()) == 1
     assert str(tmp_path / "run.yaml") in str(caught.value)
+
+
+def test_yaml_may_write_a_list_for_a_tuple_and_an_integer_for_a_float(tmp_path: Path) -> None:
+    content = {"max_steps": 1, "losses": {"nsp": 20}, "generator": {"channels": [4, 8]}}
+    run = load_run_config(write_run(tmp_path, content))
+    assert run.generator.channels == (4, 8)
+    assert run.losses.nsp == 20.0
+    assert isinstance(run.losses.nsp, float)
+
+
+def test_yaml_1_1_reads_a_power_without_a_point_as_text(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("max_steps: 1\nintensity_ratio: 1e-2\n")
+    with pytest.raises(ConfigError, match="without a point is text in YAML"):
+        load_run_config(tmp_path / "run.yaml")
+    (tmp_path / "run.yaml").write_text("max_steps: 1\nintensity_ratio: 1.0e-2\n")
+    assert load_run_config(tmp_path / "run.yaml").intensity_ratio == 0.01
 
 
 @pytest.mark.parametrize("name", ["run.yaml", "generator.json", "discriminator.json"])

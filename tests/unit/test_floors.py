@@ -18,9 +18,9 @@ FLOORS = (
     {"errors"},
     {"atomic", "config", "run_folder", "tracers"},
     {"data", "models"},  # two columns that never see each other
-    {"losses", "metrics", "telemetry"},
+    {"engine_config", "losses", "metrics", "ranks", "telemetry"},
     {"engines", "checkpoint", "runs", "predict", "derivatives", "report"},
-    {"train", "prepare", "evaluate", "infer", "cli", "doctor", "inspection"},
+    {"train", "launch", "prepare", "evaluate", "infer", "cli", "doctor", "inspection"},
 )
 # The same inside data/.
 DATA_FLOORS = (
@@ -34,7 +34,7 @@ DATA_FLOORS = (
     {"loader"},
 )
 ONLY_IMPORTERS = {
-    "deepspeed": {"engines", "doctor"},
+    "deepspeed": {"engines", "engine_config", "doctor"},
     "prometheus_client": {"telemetry"},
     "nvidia": {"data.pipeline", "data.loader", "doctor"},
 }

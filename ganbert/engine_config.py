@@ -1,0 +1,338 @@
+"""What `generator.json` and `discriminator.json` may say, checked before any process meets another.
+
+DeepSpeed ignores a key that it does not know, and answers a wrong value with a traceback on every
+rank. So the keys that GANBERT supports are a closed list here; the blocks that DeepSpeed types
+itself (fp16, bf16, ZeRO) go through its own models, and optimiser and schedule are built once, on a
+single number, by the classes that will build them in earnest.
+"""
+
+import copy
+import inspect
+import logging
+import math
+from collections.abc import Callable, Collection
+from typing import Annotated, Any, Literal
+
+import torch
+from deepspeed.ops.adam import FusedAdam
+from deepspeed.ops.lamb import FusedLamb
+from deepspeed.ops.lion import FusedLion
+from deepspeed.runtime import lr_schedules
+from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from deepspeed.utils.logging import logger as deepspeed_logger
+from pydantic import (
+    BaseModel,
+    Field,
+    FiniteFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from ganbert.config import Recipe, Strict, first_problem, nearest_remedy, read_strictly
+from ganbert.errors import ConfigError
+
+GENERATOR_FILE, DISCRIMINATOR_FILE = "generator.json", "discriminator.json"
+# Optimisers that DeepSpeed compiles on first use, and the operation that each needs.
+COMPILED_OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], str]] = {
+    "adam": (FusedAdam, "FusedAdamBuilder"),
+    "adamw": (FusedAdam, "FusedAdamBuilder"),
+    "lamb": (FusedLamb, "FusedLambBuilder"),
+    "lion": (FusedLion, "FusedLionBuilder"),
+}
+# These ask for a closure, for sparse gradients or for matrices alone.
+_UNSUITABLE = {"Optimizer", "LBFGS", "SparseAdam", "Muon"}
+_TORCH_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    name: kind
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type)
+    and issubclass(kind, torch.optim.Optimizer)
+    and name not in _UNSUITABLE
+}
+# What DeepSpeed itself takes out of the parameters of "Adam" and "AdamW".
+_ADAM_SWITCHES = ("torch_adam", "adam_w_mode")
+_MAX_ZERO_STAGE = 1
+_WARMUP_SHARE = 0.05  # Shin et al. 2020, A.3
+# What a constructor says to an argument that is not for it.
+WRONG_SETTING = (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
+
+
+class OptimizerConfig(Strict):
+    """The optimiser's name and what it is built with."""
+
+    type: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class SchedulerConfig(Strict):
+    """The schedule of the learning rate; "auto" is filled in by `resolve_schedule`."""
+
+    type: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class ActivationCheckpointing(Strict):
+    """What DeepSpeed recomputes in the backward pass instead of keeping it."""
+
+    partition_activations: bool = False
+    number_checkpoints: PositiveInt | None = None
+    contiguous_memory_optimization: bool = False
+    cpu_checkpointing: bool = False
+    synchronize_checkpoint_boundary: bool = False
+    profile: bool = False
+
+
+class EngineConfig(Strict):
+    """The keys of DeepSpeed that GANBERT supports.
+
+    Not among them: what needs one engine for the whole model, what changes inputs on their way into
+    `engine.forward` (the generator's step goes round it), and sizes that follow from others.
+    """
+
+    train_micro_batch_size_per_gpu: PositiveInt
+    gradient_accumulation_steps: PositiveInt
+    optimizer: OptimizerConfig
+    scheduler: SchedulerConfig = SchedulerConfig(type="none")
+    gradient_clipping: Annotated[FiniteFloat, Field(ge=0.0)] = 0.0
+    fp16: dict[str, Any] = Field(default_factory=dict)
+    bf16: dict[str, Any] = Field(default_factory=dict)
+    zero_optimization: dict[str, Any] = Field(default_factory=dict)
+    zero_allow_untested_optimizer: bool = False
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing()
+    communication_data_type: Literal["fp16", "bf16", "fp32"] = "fp32"
+    prescale_gradients: bool = False
+    gradient_predivide_factor: PositiveFloat = 1.0
+    steps_per_print: PositiveInt | None = None
+    wall_clock_breakdown: bool = False
+    memory_breakdown: bool = False
+    dump_state: bool = False
+
+
+def resolve_schedule(engine_config: dict[str, Any], max_steps: int) -> dict[str, Any]:
+    """Replace "auto" in the scheduler by what the number of optimiser steps makes of it.
+
+    `warmup_num_steps: "auto"` is 5 % of the steps (paper, A.3), `total_num_steps: "auto"` all.
+    """
+    config = copy.deepcopy(engine_config)
+    parameters = config.get("scheduler", {}).get("params", {})
+    automatic = {
+        "warmup_num_steps": math.ceil(_WARMUP_SHARE * max_steps),
+        "total_num_steps": max_steps,
+    }
+    for key, value in automatic.items():
+        if parameters.get(key) == "auto":
+            parameters[key] = value
+    return config
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse what DeepSpeed would ignore, trip over, or do wrong with two engines.
+
+    Raises
+    ------
+    ConfigError
+        Naming the file, the key and what would be right.
+    """
+    for where, config in (
+        (GENERATOR_FILE, recipe.generator_engine),
+        (DISCRIMINATOR_FILE, recipe.discriminator_engine),
+    ):
+        _check_keys(where, config)
+        _check_block(where, "fp16", config, DeepSpeedFP16Config)
+        _check_block(where, "bf16", config, DeepSpeedBF16Config)
+        _check_block(where, "zero_optimization", config, DeepSpeedZeroConfig)
+        _check_precision(where, config)
+        _check_zero(where, config)
+        _check_optimizer(where, config)
+        _check_scheduler(where, resolve_schedule(config, recipe.run.max_steps))
+    _check_pair(recipe)
+
+
+def _check_keys(where: str, config: dict[str, Any]) -> None:
+    if "train_batch_size" in config:
+        raise ConfigError(
+            where,
+            expected="no 'train_batch_size'",
+            found=repr(config["train_batch_size"]),
+            remedy="remove it: it is micro-batch x accumulation x ranks",
+        )
+    read_strictly(where, config, EngineConfig)
+
+
+def _check_block(where: str, name: str, config: dict[str, Any], model: type[BaseModel]) -> None:
+    try:
+        model(**config.get(name, {}))
+    except ValidationError as error:
+        raise first_problem(f"{where}: {name}", error, model) from error
+    except WRONG_SETTING as error:
+        raise refused(f"{where}: {name}", error) from error
+
+
+def _check_precision(where: str, config: dict[str, Any]) -> None:
+    chosen = [name for name in ("fp16", "bf16") if is_enabled(config, name)]
+    if len(chosen) > 1:
+        raise ConfigError(
+            where, expected="one precision", found="fp16 and bf16", remedy="enable one of them"
+        )
+    if config.get("fp16", {}).get("auto_cast"):
+        raise ConfigError(
+            f"{where}: fp16.auto_cast",
+            expected="false",
+            found="true",
+            remedy="remove it: images stay float32, of which token ids are made",
+        )
+
+
+def is_enabled(config: dict[str, Any], precision: str) -> bool:
+    """Whether "fp16" or "bf16" is switched on."""
+    model = {"fp16": DeepSpeedFP16Config, "bf16": DeepSpeedBF16Config}[precision]
+    return bool(model(**config.get(precision, {})).enabled)
+
+
+def _check_zero(where: str, config: dict[str, Any]) -> None:
+    zero = config.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
+    if type(stage) is not int or not 0 <= stage <= _MAX_ZERO_STAGE:
+        two = "stages 2 and 3 do not work with two engines in one step (DeepSpeed #4923)"
+        raise ConfigError(
+            f"{where}: zero_optimization.stage",
+            expected="0 or 1",
+            found=repr(stage),
+            remedy=two if stage in (2, 3) else "write the number 0 or 1",
+        )
+    for key in ("offload_optimizer", "offload_param", "cpu_offload", "zenflow"):
+        if zero.get(key):
+            raise ConfigError(
+                f"{where}: zero_optimization.{key}",
+                expected="nothing",
+                found=repr(zero[key]),
+                remedy="remove it: offloading is not supported with two engines",
+            )
+
+
+def _check_optimizer(where: str, config: dict[str, Any]) -> None:
+    name, params = config["optimizer"]["type"], dict(config["optimizer"].get("params", {}))
+    where = f"{where}: optimizer"
+    known: tuple[str, ...] = ()
+    torch_adam = False
+    if name.lower() in ("adam", "adamw"):
+        known = _ADAM_SWITCHES
+        torch_adam, _ = (_pop_switch(where, params, switch) for switch in known)
+    if name.lower() in COMPILED_OPTIMIZERS and not torch_adam:
+        kind, _ = COMPILED_OPTIMIZERS[name.lower()]
+        _check_arguments(where, kind, params, known)
+        # Not built here, for that compiles it; what it shares with torch's has the same ranges.
+        shared = {k: v for k, v in params.items() if k in ("lr", "betas", "eps", "weight_decay")}
+        _try(where, lambda: torch.optim.AdamW(_one_number(), **shared))
+        return
+    names = {"adam": "Adam", "adamw": "AdamW", "adagrad": "Adagrad"}
+    torch_name = names.get(name.lower(), name)
+    if torch_name not in _TORCH_OPTIMIZERS:
+        raise _unknown_type(where, name, {*_TORCH_OPTIMIZERS, "Lamb", "Lion"})
+    _check_arguments(where, _TORCH_OPTIMIZERS[torch_name], params, known)
+    _try(where, lambda: _TORCH_OPTIMIZERS[torch_name](_one_number(), **params))
+
+
+def _pop_switch(where: str, params: dict[str, Any], name: str) -> bool:
+    value = params.pop(name, False)
+    if not isinstance(value, bool):
+        raise ConfigError(
+            f"{where}.params.{name}", expected="true or false", found=repr(value), remedy="mend it"
+        )
+    return value
+
+
+def _check_scheduler(where: str, config: dict[str, Any]) -> None:
+    if "scheduler" not in config:
+        return
+    name, params = config["scheduler"]["type"], config["scheduler"].get("params", {})
+    where = f"{where}: scheduler"
+    if name not in lr_schedules.VALID_LR_SCHEDULES:
+        raise _unknown_type(where, name, lr_schedules.VALID_LR_SCHEDULES)
+    kind = getattr(lr_schedules, name)
+    _check_arguments(where, kind, params)
+    if params.get("warmup_type", "log") not in ("log", "linear"):
+        raise ConfigError(
+            f"{where}.params.warmup_type",
+            expected="'log' or 'linear'",
+            found=repr(params["warmup_type"]),
+            remedy="the paper warms up linearly",
+        )
+    # Adam, because OneCycle wants to cycle its betas.
+    _try(where, lambda: kind(torch.optim.Adam(_one_number()), **params).step())
+
+
+def _one_number() -> list[torch.nn.Parameter]:
+    return [torch.nn.Parameter(torch.zeros(1))]
+
+
+def _check_arguments(
+    where: str, kind: type, params: dict[str, Any], besides: tuple[str, ...] = ()
+) -> None:
+    """Refuse parameters that `kind` does not take; its first is the model's or the optimiser's."""
+    known = [*list(inspect.signature(kind).parameters)[1:], *besides]
+    for key in params:
+        if key not in known:
+            raise ConfigError(
+                f"{where}.params",
+                expected="known parameters only",
+                found=f"'{key}'",
+                remedy=nearest_remedy(key, known),
+            )
+
+
+def _try(where: str, build: Callable[[], object]) -> None:
+    level = deepspeed_logger.level
+    # Schedules warn of a first step that nobody takes here.
+    deepspeed_logger.setLevel(logging.ERROR)
+    try:
+        build()
+    except WRONG_SETTING as error:
+        raise refused(f"{where}.params", error) from error
+    finally:
+        deepspeed_logger.setLevel(level)
+
+
+def _unknown_type(where: str, found: str, known: Collection[str]) -> ConfigError:
+    return ConfigError(
+        f"{where}.type",
+        expected="a known name",
+        found=repr(found),
+        remedy=nearest_remedy(found, sorted(known)),
+    )
+
+
+def refused(where: str, error: Exception) -> ConfigError:
+    """Return what DeepSpeed or torch says to a setting, as one line that names the file."""
+    found = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return ConfigError(where, expected="settings that work", found=found, remedy="mend them")
+
+
+def compiled_operation(config: dict[str, Any]) -> str | None:
+    """Name of the builder of what DeepSpeed compiles for the optimiser, if anything."""
+    name, params = config["optimizer"]["type"].lower(), config["optimizer"].get("params", {})
+    if name not in COMPILED_OPTIMIZERS or params.get("torch_adam"):
+        return None
+    return COMPILED_OPTIMIZERS[name][1]
+
+
+def _check_pair(recipe: Recipe) -> None:
+    pair = (recipe.generator_engine, recipe.discriminator_engine)
+    for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+        first, second = (config[key] for config in pair)
+        if first != second:
+            raise ConfigError(
+                f"{GENERATOR_FILE} and {DISCRIMINATOR_FILE}",
+                expected=f"one '{key}' in both",
+                found=f"{first} and {second}",
+                remedy="write the same number in both files",
+            )
+    blocks = [c["activation_checkpointing"] for c in pair if "activation_checkpointing" in c]
+    if len(blocks) == len(pair) and blocks[0] != blocks[1]:
+        raise ConfigError(
+            f"{GENERATOR_FILE} and {DISCRIMINATOR_FILE}",
+            expected="one 'activation_checkpointing'",
+            found=f"{blocks[0]} and {blocks[1]}",
+            remedy="write the same in both files, or leave it out of one: DeepSpeed has it once",
+        )

@@ -39,6 +39,7 @@ setup(
         "joblib>=1.3",
         "pybids>=0.19",
         "prometheus-client>=0.21",
+        "psutil>=5.9",  # finds and signals the ranks under the launcher
         "pydantic>=2.9",
         "PyYAML>=6.0",
         "safetensors>=0.5",

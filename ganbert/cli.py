@@ -6,8 +6,6 @@ user's mistake leaves through `errors.one_line_errors`: one line, exit code 2.
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -95,18 +93,23 @@ def train(
     resume: Annotated[
         Literal["auto", "none"], typer.Option(help="auto: from the last checkpoint.")
     ] = "auto",
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Instead of max_steps in run.yaml.")
+    ] = None,
     num_gpus: Annotated[
         int | None, typer.Option(min=1, help="Processes on this node; default: one per GPU.")
     ] = None,
+    master_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Where they meet; default: a free port.")
+    ] = None,
 ) -> None:
-    """Train on this node: starts `deepspeed ganbert/train.py` with these options."""
-    bin_folder = Path(sys.executable).parent
-    # The launcher finds ninja and itself through PATH, also when the environment is not activated.
-    os.environ["PATH"] = f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}"
-    launcher = ["deepspeed"] + ([f"--num_gpus={num_gpus}"] if num_gpus is not None else [])
-    script = str(Path(__file__).with_name("train.py"))
-    arguments = ["--config", config, "--data", data, "--output", output, "--resume", resume]
-    os.execvp("deepspeed", [*launcher, script, *map(str, arguments)])  # noqa: S606
+    """Train on this node: runs `deepspeed ganbert/train.py`; SIGTERM and Ctrl-C save first."""
+    from ganbert.launch import launch
+
+    options = ["--config", config, "--data", data, "--output", output, "--resume", resume]
+    if max_steps is not None:
+        options += ["--max-steps", max_steps]
+    raise typer.Exit(launch(options, num_gpus=num_gpus, master_port=master_port))
 
 
 @app.command()

@@ -28,7 +28,15 @@ OPTIONS = {
     "phantom": {"out", "--subjects", "--tracer", "--seed", "--size", "--jobs"},
     "prepare": {"bids", "out", "--size", "--seed", "--jobs"},
     "report": {"run"},
-    "train": {"--config", "--data", "--output", "--resume", "--num-gpus"},
+    "train": {
+        "--config",
+        "--data",
+        "--output",
+        "--resume",
+        "--max-steps",
+        "--num-gpus",
+        "--master-port",
+    },
 }
 
 
@@ -111,15 +119,21 @@ def test_users_mistake_is_one_line_and_2(
     assert not list(tmp_path.iterdir()), "something half-written stays"
 
 
-def test_train_starts_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_starts_the_launcher_and_returns_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
-    monkeypatch.setattr("os.execvp", lambda file, arguments: started.append((file, arguments)))
+
+    def supervise(command: list[str], environment: dict[str, str]) -> int:
+        started.append((command, environment))
+        return 75
+
+    monkeypatch.setattr("ganbert.launch.supervise", supervise)
     monkeypatch.setenv("PATH", "/bin")
-    options = ["--config", "c", "--data", "d", "--output", "o", "--num-gpus", "2"]
-    result = CliRunner().invoke(app, ["train", *options])
-    assert result.exit_code == 0, result.output
-    [(file, arguments)] = started
-    assert file == "deepspeed"
-    assert arguments[:2] == ["deepspeed", "--num_gpus=2"]
-    assert Path(arguments[2]).parts[-2:] == ("ganbert", "train.py")
-    assert arguments[3:] == "--config c --data d --output o --resume auto".split()
+    options = ["--config", "c", "--data", "d", "--output", "o", "--max-steps", "9"]
+    result = CliRunner().invoke(app, ["train", *options, "--num-gpus", "2", "--master-port", "7"])
+    assert result.exit_code == 75, result.output
+    [(command, environment)] = started
+    assert Path(command[0]).name == "deepspeed"
+    assert command[1:3] == ["--master_port=7", "--num_gpus=2"]
+    assert Path(command[3]).parts[-2:] == ("ganbert", "train.py")
+    assert command[4:] == "--config c --data d --output o --resume auto --max-steps 9".split()
+    assert str(Path(sys.executable).parent) in environment["PATH"].split(":")

@@ -1,0 +1,80 @@
+"""`ganbert train` above the real launcher: signals reach the ranks, and no process is left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ganbert.checkpoint import list_checkpoints
+from ganbert.errors import EXIT_INTERRUPTED
+
+from .conftest import RECIPE
+from .test_train import finish, read_log, wait_for_step
+
+
+@pytest.fixture
+def training(prepared: Path, repository: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """`ganbert train` on two ranks that would train for hours, at step 2 or later."""
+    options = ("--config", RECIPE, "--data", prepared, "--output", tmp_path / "run")
+    command = [sys.executable, "-m", "ganbert.cli", "train", *map(str, options)]
+    process = subprocess.Popen(
+        [*command, "--num-gpus", "2", "--max-steps", "100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+    )
+    try:
+        wait_for_step(tmp_path / "run", 2, process)
+        yield process
+    finally:
+        for left in processes_of(tmp_path / "run"):
+            left.kill()
+        process.wait()
+
+
+def processes_of(run: Path) -> list[psutil.Process]:
+    """Parent, launcher and ranks of a run: all carry its folder in their command line."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "status"])
+        if str(run) in (process.info["cmdline"] or [])
+        and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]
+
+
+@pytest.mark.timeout(300)
+def test_sigterm_saves_and_leaves_nothing_behind(
+    training: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    assert len(processes_of(tmp_path / "run")) == 5  # this parent, two of the launcher, two ranks
+    training.send_signal(signal.SIGTERM)
+    code, output = finish(training)
+    assert code == EXIT_INTERRUPTED, output
+    assert "interrupted at step" in output, "the ranks' words were lost"
+    assert not processes_of(tmp_path / "run")
+    (checkpoint,) = list_checkpoints(tmp_path / "run")
+    last = read_log(tmp_path / "run")[-1]["step"]
+    assert json.loads((checkpoint / "state.json").read_text())["step"] == last
+
+
+@pytest.mark.timeout(300)
+def test_death_of_the_launcher_is_no_success_and_leaves_no_orphans(
+    training: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    (inner,) = [
+        process
+        for process in processes_of(tmp_path / "run")
+        if "deepspeed.launcher.launch" in process.cmdline()
+    ]
+    inner.kill()
+    code, output = finish(training)
+    assert code not in (0, EXIT_INTERRUPTED), output
+    assert "the launcher ended before its ranks" in output
+    assert not processes_of(tmp_path / "run")

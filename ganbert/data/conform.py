@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from ganbert.config import Grid
 from ganbert.data.nifti import resample
-from ganbert.data.volume import Affine, FloatArray, Volume
+from ganbert.data.volume import FWHM_PER_SIGMA, Affine, FloatArray, Volume
 from ganbert.errors import ImageError
 
 # A head without its neck, vertex to below the cerebellum (as `robustfov` of FSL).
@@ -30,7 +30,6 @@ _LEAST_AREA = 0.1
 TARGET_NORMALISED_P999 = 9.0
 _WHITEST = 255.0
 _SEARCH_SPACING_MM = 4.0
-_FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
 
 ArrayLike = TypeVar("ArrayLike", bound=Any)
 
@@ -183,21 +182,16 @@ def normalise_mri(mri: ArrayLike, mean: Any, std: Any) -> ArrayLike:
     return (mri - mean) / std
 
 
-def normalise_pet(pet: ArrayLike, mean: Any, std: Any, ratio: float) -> ArrayLike:
-    """Return PET normalised by `ratio` times the MRI's statistics (array or tensor).
+def restore_pet(pet: ArrayLike, mean: Any, std: Any, ratio: float) -> ArrayLike:
+    """Return PET in its original unit (array or tensor): the inverse of `pet_scale_offset`.
 
-    >>> normalise_pet(12.0, 60.0, 30.0, 0.1)
-    2.0
+    >>> restore_pet(2.0, 60.0, 30.0, 0.1)
+    12.0
 
     Source
     ------
     Shin et al. 2020, section 3.1, with ratio = 1/10.
     """
-    return (pet - ratio * mean) / (ratio * std)
-
-
-def restore_pet(pet: ArrayLike, mean: Any, std: Any, ratio: float) -> ArrayLike:
-    """Return PET in its original unit: the inverse of `normalise_pet`."""
     return pet * (ratio * std) + ratio * mean
 
 
@@ -207,7 +201,12 @@ def mri_scale_offset(mean: float, std: float) -> tuple[float, float]:
 
 
 def pet_scale_offset(mean: float, std: float, ratio: float) -> tuple[float, float]:
-    """Return (a, b) with a * pet + b = `normalise_pet`."""
+    """Return (a, b) with a * pet + b = (pet - ratio * mean) / (ratio * std).
+
+    Source
+    ------
+    Shin et al. 2020, section 3.1: PET is normalised by a tenth (ratio) of the MRI's statistics.
+    """
     return 1.0 / (ratio * std), -mean / std
 
 
@@ -216,7 +215,7 @@ def suggest_intensity_ratio(
 ) -> float:
     """Return the ratio at which a cohort's bright PET voxels normalise to about 9.
 
-    The median over rows of the ratio that solves `normalise_pet(p999) == TARGET_NORMALISED_P999`,
+    The median over rows of the ratio that normalises p999 to `TARGET_NORMALISED_P999`,
     so that ids fill 1..10^4 and few overflow.
 
     Parameters
@@ -240,7 +239,7 @@ def _resample_smoothly(volume: Volume, affine: Affine, shape: tuple[int, int, in
     to_source = (np.linalg.inv(volume.affine) @ affine)[:3, :3]
     # Length of a target step along each source axis, in source voxels.
     step = np.linalg.norm(to_source, axis=1)
-    sigma = np.sqrt(np.maximum(step**2 - 1.0, 0.0)) / _FWHM_PER_SIGMA
+    sigma = np.sqrt(np.maximum(step**2 - 1.0, 0.0)) / FWHM_PER_SIGMA
     if (sigma > 0.0).any():
         array = ndimage.gaussian_filter(volume.array, (0.0, *sigma), mode="nearest")
         volume = Volume(array, volume.affine, volume.unit)

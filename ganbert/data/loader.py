@@ -36,14 +36,11 @@ class Batch:
     mri : (N, 1, D, H, W) float32, normalised (paper, section 3.1)
     pet_real : (N, T, D, H, W) float32, normalised by the MRI's statistics
     rows : position of each sample in `index.select(split)`
-    mri_mean, mri_std : (N,) float32, of the conformed MRI; they restore the PET's unit
     """
 
     mri: torch.Tensor
     pet_real: torch.Tensor
     rows: list[int]
-    mri_mean: torch.Tensor
-    mri_std: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -89,14 +86,12 @@ class Loader:
     def __init__(
         self,
         pipeline: Any,
-        rows: Sequence[Row],
         *,
         check: Callable[[], None],
         num_batches: int,
         device_id: int | None,
     ) -> None:
         self._pipeline = pipeline
-        self._rows = rows
         self._check = check
         self._num_batches = num_batches
         self._num_given = 0
@@ -125,13 +120,7 @@ class Loader:
         if rows != _to_positions(pet_labels):
             raise AssertionError("the two readers of the pipeline are out of step")
         self._num_given += 1
-        return Batch(
-            mri=self._own(mri),
-            pet_real=self._own(pet),
-            rows=rows,
-            mri_mean=self._statistic([self._rows[position].mri.mean for position in rows]),
-            mri_std=self._statistic([self._rows[position].mri.std for position in rows]),
-        )
+        return Batch(mri=self._own(mri), pet_real=self._own(pet), rows=rows)
 
     def __enter__(self) -> Self:
         return self
@@ -149,9 +138,6 @@ class Loader:
         if self._pipeline is not None and hasattr(self._pipeline, "shutdown"):
             self._pipeline.shutdown()
         self._pipeline = None
-
-    def _statistic(self, values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self._device)
 
     def _own(self, output: Any) -> torch.Tensor:
         """Copy out of DALI's buffer, which the next `run` may overwrite."""
@@ -213,7 +199,7 @@ def build_loader(
     if positions:
         mri, pet = _streams(folder, index, rows, positions, intensity_ratio)
         pipeline = build_pipeline(mri, pet, micro_batch=micro_batch, device_id=device_id)
-    return Loader(pipeline, rows, check=check, num_batches=num_micro_steps, device_id=device_id)
+    return Loader(pipeline, check=check, num_batches=num_micro_steps, device_id=device_id)
 
 
 def _streams(

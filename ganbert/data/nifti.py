@@ -31,7 +31,6 @@ Neither header carries free text: `descrip`, `db_name` and the like may name a p
 import contextlib
 import gzip
 import math
-import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +42,7 @@ from nibabel.imageglobals import logger as nibabel_logger
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy import ndimage
 
+from ganbert.atomic import replacing
 from ganbert.data.volume import Affine, FloatArray, Volume
 from ganbert.errors import ImageError, OutputError
 
@@ -140,7 +140,9 @@ def write_volume(path: str | Path, volume: Volume, *, dtype: npt.DTypeLike = np.
     # (C, D, H, W) = (T, Y, Z, X) -> (X, Y, Z, T)
     voxels = volume.array.transpose(3, 1, 2, 0)
     voxels = voxels[..., 0] if voxels.shape[3] == 1 else voxels
-    _write(Path(path), voxels, volume.affine[:, [2, 0, 1, 3]], dtype)
+    image = _to_image(voxels, volume.affine[:, [2, 0, 1, 3]], dtype)
+    image.header.set_xyzt_units("mm", "sec" if voxels.ndim == 4 else None)
+    _write(Path(path), image)
 
 
 def write_cache(path: str | Path, volume: Volume, *, dtype: npt.DTypeLike) -> None:
@@ -157,7 +159,10 @@ def write_cache(path: str | Path, volume: Volume, *, dtype: npt.DTypeLike) -> No
             path, expected="a name in .nii", found=path.name, remedy="the cache is not compressed"
         )
     # (C, D, H, W) -> (W, H, D, C)
-    _write(path, volume.array.transpose(3, 2, 1, 0), volume.affine[:, [2, 1, 0, 3]], dtype)
+    voxels = volume.array.transpose(3, 2, 1, 0)
+    image = _to_image(voxels, volume.affine[:, [2, 1, 0, 3]], dtype)
+    image.header.set_xyzt_units("mm")
+    _write(path, image)
 
 
 def resample(
@@ -298,24 +303,20 @@ def _to_dtype(voxels: FloatArray, dtype: np.dtype) -> npt.NDArray[np.generic]:
     return np.rint(voxels).clip(limits.min, limits.max).astype(dtype)
 
 
-def _write(path: Path, voxels: FloatArray, affine: Affine, dtype: npt.DTypeLike) -> None:
-    if not path.name.endswith((".nii", ".nii.gz")):
-        remedy = "end the name in .nii or .nii.gz"
-        raise OutputError(path, expected="the name of a NIfTI", found=path.name, remedy=remedy)
+def _to_image(voxels: FloatArray, affine: Affine, dtype: npt.DTypeLike) -> nib.Nifti1Image:
     image = nib.Nifti1Image(_to_dtype(voxels, np.dtype(dtype)), affine)
     image.set_sform(affine, "aligned")
     image.set_qform(affine, "aligned")
-    image.header.set_xyzt_units("mm")
+    return image
+
+
+def _write(path: Path, image: nib.Nifti1Image) -> None:
+    if not path.name.endswith((".nii", ".nii.gz")):
+        remedy = "end the name in .nii or .nii.gz"
+        raise OutputError(path, expected="the name of a NIfTI", found=path.name, remedy=remedy)
     content = image.to_bytes()
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        if path.suffix == ".gz":
-            # No name and no time in the gzip header: the same volume gives the same bytes.
-            content = gzip.compress(content, compresslevel=6, mtime=0)
+    if path.suffix == ".gz":
+        # No name and no time in the gzip header: the same volume gives the same bytes.
+        content = gzip.compress(content, compresslevel=6, mtime=0)
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        found = error.strerror or type(error).__name__
-        remedy = "check the folder, its permissions and the free space"
-        raise OutputError(path, expected="a writable place", found=found, remedy=remedy) from error

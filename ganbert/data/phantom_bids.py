@@ -236,7 +236,12 @@ def _write_tsv(path: Path, rows: list[list[str]]) -> None:
 
 
 def _write_nifti(path: Path, array: npt.NDArray[Any], affine: Affine, axes: str) -> None:
-    """Write an RAS array (X, Y, Z[, T]) with its axes stored as `axes`, always the same bytes."""
+    """Write an RAS array (X, Y, Z[, T]) with its axes stored as `axes`, always the same bytes.
+
+    Not `nifti.write_volume`, which writes RAS only: the phantom's images lie on disk as scanners
+    leave them, so that whoever reads them has to reorient. The whole dataset appears at once, so
+    no file needs to.
+    """
     image = nibabel.Nifti1Image(array, affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm", "sec")
     image.set_qform(affine, code=1)

@@ -16,9 +16,8 @@ from scipy import ndimage
 
 from ganbert.data.phantom_anatomy import Anatomy, rigid, smooth_field
 from ganbert.data.phantom_template import T1_CONTRAST
-from ganbert.data.volume import Affine, FloatArray
+from ganbert.data.volume import FWHM_PER_SIGMA, Affine, FloatArray
 
-FWHM_PER_SIGMA = float(np.sqrt(8 * np.log(2)))
 _NOISE_FWHM_MM = 5.0
 _REFERENCE_DURATION_S = 600.0
 _MAX_SHIFT_MM, _MAX_ROTATION_DEG = 2.0, 1.5

@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 Affine = npt.NDArray[np.float64]
+# Full width at half maximum of a Gaussian, in standard deviations.
+FWHM_PER_SIGMA = float(np.sqrt(8 * np.log(2)))
 
 
 @dataclass(frozen=True)

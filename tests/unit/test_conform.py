@@ -20,7 +20,6 @@ from ganbert.data.conform import (
     head_centre,
     mri_scale_offset,
     normalise_mri,
-    normalise_pet,
     otsu_threshold,
     pet_scale_offset,
     restore_pet,
@@ -174,8 +173,9 @@ def test_coarse_pet_keeps_the_mean_activity() -> None:
 
 def test_normalising_by_hand() -> None:
     assert normalise_mri(90.0, 60.0, 30.0) == 1.0
-    # (12 - 0.1 * 60) / (0.1 * 30)
-    assert normalise_pet(12.0, 60.0, 30.0, 0.1) == pytest.approx(2.0)
+    # (12 - 0.1 * 60) / (0.1 * 30) = 2
+    scale, offset = pet_scale_offset(60.0, 30.0, 0.1)
+    assert 12.0 * scale + offset == pytest.approx(2.0)
     assert restore_pet(2.0, 60.0, 30.0, 0.1) == pytest.approx(12.0)
 
 
@@ -189,16 +189,16 @@ def test_restoring_undoes_normalising_for_arrays_and_tensors(
     value: float, mean: float, std: float, ratio: float
 ) -> None:
     for pet in (np.array(value), torch.tensor(value, dtype=torch.float64)):
-        normalised = normalise_pet(pet, mean, std, ratio)
-        assert float(restore_pet(normalised, mean, std, ratio)) == pytest.approx(value, abs=1e-6)
         scale, offset = pet_scale_offset(mean, std, ratio)
-        assert float(pet * scale + offset) == pytest.approx(float(normalised), rel=1e-6, abs=1e-6)
+        normalised = pet * scale + offset
+        assert float(restore_pet(normalised, mean, std, ratio)) == pytest.approx(value, abs=1e-6)
     scale, offset = mri_scale_offset(mean, std)
     assert value * scale + offset == pytest.approx(normalise_mri(value, mean, std), abs=1e-6)
 
 
 def test_the_suggested_ratio_puts_bright_voxels_at_nine() -> None:
     ratio = suggest_intensity_ratio([2.0], [30.0], [60.0])
-    assert normalise_pet(2.0, 30.0, 60.0, ratio) == pytest.approx(9.0)
+    scale, offset = pet_scale_offset(30.0, 60.0, ratio)
+    assert 2.0 * scale + offset == pytest.approx(9.0)
     # A single outlier does not move a cohort's ratio.
     assert suggest_intensity_ratio([2.0, 2.0, 50.0], [30.0] * 3, [60.0] * 3) == pytest.approx(ratio)

@@ -15,7 +15,8 @@ import nibabel as nib
 import numpy as np
 from nilearn.datasets import load_mni152_template
 
-from ganbert.derivatives import BIDS_VERSION, write_json, write_text
+from ganbert.atomic import write_text
+from ganbert.derivatives import BIDS_VERSION, write_json
 from ganbert.errors import OutputError, one_line_errors
 
 _README = """\

@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import quote
 
 from ganbert import __version__
+from ganbert.atomic import write_text
 from ganbert.config import ModelCard
-from ganbert.errors import OutputError
 from ganbert.tracers import get_tracer
 
 BIDS_VERSION = "1.10.0"
@@ -188,25 +188,6 @@ def is_continuation(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
     first = generators[0] if isinstance(generators, list) and generators else {}
     named = isinstance(first, dict) and first.get("Name") == PIPELINE_NAME
     return named and all(found.get(key) == wanted[key] for key in keys)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        found = error.strerror or type(error).__name__
-        remedy = "check the folder, its permissions and the free space"
-        raise OutputError(path, expected="a writable place", found=found, remedy=remedy) from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

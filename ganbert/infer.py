@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ganbert import derivatives
+from ganbert.atomic import make_folder, output_error, write_text
 from ganbert.data.nifti import read_volume, write_volume
 from ganbert.data.volume import Volume
 from ganbert.errors import ConfigError, DatasetError, ImageError, OutputError
@@ -144,12 +145,11 @@ def _read_description(file: Path) -> dict[str, Any]:
 
 def _check_output(out_dir: Path, description: dict[str, Any]) -> None:
     """Refuse an output folder that is someone else's, or cannot be written."""
-    existing = next(path for path in (out_dir, *out_dir.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        found = "a file" if existing.is_file() else "no permission to write"
-        remedy = "choose another output folder"
-        raise OutputError(existing, expected="a writable folder", found=found, remedy=remedy)
-    if not out_dir.is_dir() or not any(out_dir.iterdir()):
+    try:
+        is_used = _is_used(out_dir)
+    except OSError as error:
+        raise output_error(out_dir, error) from error
+    if not is_used:
         return
     found_description = _read_description(out_dir / derivatives.DESCRIPTION_NAME)
     if not derivatives.is_continuation(found_description, description):
@@ -161,15 +161,20 @@ def _check_output(out_dir: Path, description: dict[str, Any]) -> None:
         )
 
 
-def _start_dataset(out_dir: Path, description: dict[str, Any], readme: str) -> None:
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        found = error.strerror or type(error).__name__
+def _is_used(out_dir: Path) -> bool:
+    """Whether there is anything in the folder, which must be one that can be written."""
+    existing = next(path for path in (out_dir, *out_dir.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        found = "a file" if existing.is_file() else "no permission to write"
         remedy = "choose another output folder"
-        raise OutputError(out_dir, expected="a new folder", found=found, remedy=remedy) from error
+        raise OutputError(existing, expected="a writable folder", found=found, remedy=remedy)
+    return out_dir.is_dir() and any(out_dir.iterdir())
+
+
+def _start_dataset(out_dir: Path, description: dict[str, Any], readme: str) -> None:
+    make_folder(out_dir)
     derivatives.write_json(out_dir / derivatives.DESCRIPTION_NAME, description)
-    derivatives.write_text(out_dir / "README", readme)
+    write_text(out_dir / "README", readme)
 
 
 def _synthesise(path: Path, predictor: Predictor) -> Volume:
@@ -185,13 +190,7 @@ def _synthesise(path: Path, predictor: Predictor) -> Volume:
 
 def _write(image: Path, pet: Volume, sidecar: dict[str, Any]) -> None:
     """Write the image, then its sidecar: a sidecar says that a subject is finished."""
-    try:
-        image.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        found = error.strerror or type(error).__name__
-        remedy = "choose another output folder"
-        where = image.parent
-        raise OutputError(where, expected="a new folder", found=found, remedy=remedy) from error
+    make_folder(image.parent)
     write_volume(image, pet)
     derivatives.write_json(_sidecar_of(image), sidecar)
 

@@ -16,7 +16,6 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
-import os
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,6 +34,8 @@ from rich.progress import (
 )
 
 import ganbert
+from ganbert.atomic import SUFFIX as TEMPORARY
+from ganbert.atomic import make_folder, output_error, write_text
 from ganbert.config import Grid
 from ganbert.data.cache import CACHE_NAME, CachePlace, images_of, make_row
 from ganbert.data.conform import suggest_intensity_ratio
@@ -62,6 +63,7 @@ class Plan(BaseModel):
     Attributes
     ----------
     dataset : absolute path of the input
+    layout : key of `LAYOUTS`
     fractions : of subjects in train, val and test
     """
 
@@ -72,6 +74,7 @@ class Plan(BaseModel):
     pet_grid: Grid
     seed: int
     fractions: tuple[float, float, float]
+    layout: str = "bids"
 
 
 def prepare(
@@ -82,6 +85,7 @@ def prepare(
     pet_grid: Grid,
     seed: int = 0,
     fractions: tuple[float, float, float] = SPLIT_FRACTIONS,
+    layout: str = "bids",
     jobs: int | None = None,
     console: Console | None = None,
 ) -> Index:
@@ -93,6 +97,7 @@ def prepare(
     out : new or empty folder, or one that a previous run with the same options has begun
     seed : of the split
     fractions : of subjects in train, val and test; they add up to 1
+    layout : how the dataset lies on disk, a key of `ganbert.data.layouts.LAYOUTS`
     jobs : processes; None for one per core
     console : for the progress bar; None for standard error
 
@@ -104,20 +109,22 @@ def prepare(
     Raises
     ------
     ConfigError
-        If `fractions` or `jobs` make no sense.
+        If `fractions` or `jobs` make no sense, or there is no such layout.
     DatasetError, ImageError
         If the dataset or one of its images is not usable. Finished rows stay for the next run.
     OutputError
-        If `out` is not empty and not a previous run on the same inputs with the same options.
+        If `out` is not empty and not a previous run on the same inputs with the same options, or
+        cannot be written.
     """
     _check_options(fractions, jobs)
-    pairs = find_pairs(bids)
+    pairs = find_pairs(bids, layout)
     plan = Plan(
         dataset=str(bids.resolve()),
         mri_grid=mri_grid,
         pet_grid=pet_grid,
         seed=seed,
         fractions=fractions,
+        layout=layout,
     )
     # All headers before the first conforming: a 2D image should not show after an hour.
     for path in dict.fromkeys(path for pair in pairs for path in images_of(pair)):
@@ -181,21 +188,19 @@ def _check_options(fractions: tuple[float, float, float], jobs: int | None) -> N
 @contextlib.contextmanager
 def _claimed(out: Path, plan: Plan) -> Iterator[None]:
     """Make or take over the output folder; leave no empty shell behind on failure."""
-    is_new = _check_out(out, plan)
     cache = out / CACHE_NAME
     try:
+        is_new = _check_out(out, plan)
         existed = out.exists()
-        cache.mkdir(parents=True, exist_ok=True)
-        for leftover in [*out.glob("*.tmp"), *cache.glob("*.tmp")]:
+        make_folder(cache)
+        for leftover in [*out.glob(f"*{TEMPORARY}"), *cache.glob(f"*{TEMPORARY}")]:
             leftover.unlink()
         # Rows may change, and an index must not outlive them.
         (out / INDEX_NAME).unlink(missing_ok=True)
-        _write_text(out / _PLAN_NAME, plan.model_dump_json(indent=1))
     except OSError as error:
-        found = error.strerror or type(error).__name__
-        remedy = "choose another folder"
-        raise OutputError(out, expected="a writable folder", found=found, remedy=remedy) from error
+        raise output_error(out, error) from error
     try:
+        write_text(out / _PLAN_NAME, plan.model_dump_json(indent=1) + "\n")
         yield
     except BaseException:
         if is_new and not any(cache.glob("*.json")):
@@ -233,7 +238,7 @@ def _describe(plan: Plan, names: Sequence[str]) -> str:
 
 def _remove_shell(out: Path, cache: Path, *, keep: bool) -> None:
     for file in [*cache.iterdir(), out / _PLAN_NAME]:
-        file.unlink()
+        file.unlink(missing_ok=True)
     cache.rmdir()
     if not keep:
         out.rmdir()
@@ -294,9 +299,3 @@ def _suggest_ratios(rows: Sequence[Row]) -> dict[str, float]:
 def _versions() -> dict[str, str]:
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"ganbert": ganbert.__version__, **versions, "python": platform.python_version()}
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text + "\n")
-    os.replace(temporary, path)

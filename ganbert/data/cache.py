@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ganbert.atomic import output_error, write_text
 from ganbert.config import Grid
 from ganbert.data.conform import ConformedMri, concentric_affine, conform_mri, conform_pet
 from ganbert.data.index import AffineRows, CachedImage, Row, file_sha256
@@ -96,6 +97,8 @@ def make_row(pair: Pair, place: CachePlace) -> Row:
     ------
     ImageError, DatasetError
         Naming the image that is not usable; nothing is written then.
+    OutputError
+        If the cache cannot be written.
     """
     name = _row_name(pair)
     record = place.out / CACHE_NAME / f"{name}.json"
@@ -104,12 +107,18 @@ def make_row(pair: Pair, place: CachePlace) -> Row:
     if finished and finished.recipe == recipe and _is_whole(finished.row, place.out):
         return finished.row
     images = _conform(pair, place)
-    record.unlink(missing_ok=True)
+    _remove(record)
     row = _save(pair, images, place, name)
-    temporary = record.with_name(record.name + ".tmp")
-    temporary.write_text(FinishedRow(recipe=recipe, row=row).model_dump_json(indent=1) + "\n")
-    os.replace(temporary, record)
+    write_text(record, FinishedRow(recipe=recipe, row=row).model_dump_json(indent=1) + "\n")
     return row
+
+
+def _remove(record: Path) -> None:
+    """An unfinished row has no record; its images are about to change."""
+    try:
+        record.unlink(missing_ok=True)
+    except OSError as error:
+        raise output_error(record, error) from error
 
 
 def _row_name(pair: Pair) -> str:

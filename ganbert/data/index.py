@@ -6,12 +6,12 @@ nothing again.
 """
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ganbert.atomic import write_text
 from ganbert.config import Grid
 from ganbert.errors import DatasetError
 
@@ -127,11 +127,15 @@ def load_index(path: Path) -> Index:
 
 
 def save_index(index: Index, folder: Path) -> Path:
-    """Write the index into `folder`, whole or not at all."""
+    """Write the index into `folder`, whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
     file = folder / INDEX_NAME
-    temporary = file.with_suffix(".json.tmp")
-    temporary.write_text(index.model_dump_json(indent=1) + "\n")
-    os.replace(temporary, file)
+    write_text(file, index.model_dump_json(indent=1) + "\n")
     return file
 
 

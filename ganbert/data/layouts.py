@@ -1,4 +1,6 @@
-"""From a folder on disk to pairs of T1w and PET. To add a layout, add a class and a `LAYOUTS` row.
+"""From a folder on disk to pairs of T1w and PET.
+
+To add a layout, add a class and a row of `LAYOUTS`, and name it in `cli.Layout`.
 
 BIDS is read with pybids, which knows inheritance of sidecars and the entities of file names. What
 is decided here:

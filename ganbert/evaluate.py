@@ -11,9 +11,7 @@ summary.json and pet_fake/; it is written under another name and renamed when it
 import csv
 import json
 import math
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,12 @@ from rich.progress import track
 from rich.table import Table
 
 from ganbert import __version__
+from ganbert.atomic import replacing_folder
 from ganbert.config import ModelCard
 from ganbert.data.index import CachedImage, Index, Row, Split, file_sha256, index_path, load_index
 from ganbert.data.nifti import read_cache, write_volume
 from ganbert.data.volume import FloatArray, Volume
-from ganbert.errors import CheckpointError, DatasetError
+from ganbert.errors import DatasetError
 from ganbert.metrics import (
     GAIN,
     METRICS,
@@ -42,6 +41,7 @@ from ganbert.metrics import (
     summarise,
 )
 from ganbert.predict import Predictor, load_predictor
+from ganbert.run_folder import read_description
 
 METHODS = ("ganbert", "mean_of_training", "zero")
 MASKS = {"fov": "field of view", "head": "head"}
@@ -72,29 +72,39 @@ def read_run(run: Path, data: Path | None = None) -> tuple[Path, Index, str]:
     DatasetError
         If the folder is gone, or is not what the run was trained on.
     """
-    file = run / "run.json"
-    try:
-        description = json.loads(file.read_text())
-        folder, sha256 = data or Path(description["data"]), description["index_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        found = getattr(error, "strerror", None) or f"{type(error).__name__} {error}"
-        remedy = "give the output folder of `ganbert train`"
-        raise CheckpointError(
-            file, expected="the description of a run", found=found, remedy=remedy
-        ) from error
+    description = read_description(run)
+    folder = data or Path(description["data"])
     if not folder.exists():
         remedy = "give the prepared folder with --data, if it has moved"
         raise DatasetError(folder, expected="the prepared folder", found="nothing", remedy=remedy)
     index = load_index(folder)
     digest = file_sha256(index_path(folder))
-    if digest != sha256:
+    if digest != description["index_sha256"]:
         raise DatasetError(
             index_path(folder),
-            expected=f"the index of the training (SHA-256 {sha256[:12]}...)",
+            expected=f"the index of the training (SHA-256 {description['index_sha256'][:12]}...)",
             found=f"another one ({digest[:12]}...)",
             remedy="give the prepared folder of the training with --data",
         )
     return folder, index, digest
+
+
+def check_training(card: ModelCard, index_sha256: str) -> None:
+    """Refuse a generator that was trained on another index: its split may be another one too.
+
+    Raises
+    ------
+    DatasetError
+        If the card names another index; training subjects could then count as held out.
+    """
+    if card.index_sha256 != index_sha256:
+        raise DatasetError(
+            "index of the prepared folder",
+            expected=f"the one that the generator was trained on ({card.index_sha256[:12]}...)",
+            found=f"another one ({index_sha256[:12]}...)",
+            remedy="the export in this folder is of another run: train this run to its end again, "
+            "or evaluate the run that the export is from",
+        )
 
 
 def select_rows(index: Index, split: Split, card: ModelCard) -> list[Row]:
@@ -226,21 +236,6 @@ def _write_tsv(file: Path, lines: Sequence[Line]) -> None:
         writer.writerows({key: _as_text(value) for key, value in line.items()} for line in lines)
 
 
-@contextmanager
-def _complete_folder(final: Path) -> Iterator[Path]:
-    """Yield a folder that takes the place of `final` if all goes well, and vanishes if not."""
-    partial = final.with_name(f"{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-
-
 def _cell(line: Line) -> str:
     """Mean and half the interval, which is symmetric."""
     decimals, half_decimals = {"psnr": (".2f", ".2f"), "ssim": (".3f", ".3f")}.get(
@@ -334,7 +329,10 @@ def evaluate(
     CheckpointError
         If `run` is not a run, or has exported no generator.
     DatasetError
-        If the prepared folder is gone, is another one, or has no image to evaluate on.
+        If the prepared folder is gone, is not what the generator was trained on, or has no image
+        to evaluate on.
+    OutputError
+        If RUN cannot be written.
     ImageError
         If an image of the cache cannot be read.
     """
@@ -342,10 +340,11 @@ def evaluate(
     folder, index, index_sha256 = read_run(run, data)
     predictor = load_predictor(run, device)
     card = predictor.card
+    check_training(card, index_sha256)
     rows = select_rows(index, split, card)
     judge = _Judge(folder, predictor, select_rows(index, "train", card))
     final = run / "evaluation"
-    with _complete_folder(final) as partial:
+    with replacing_folder(final) as partial:
         (partial / "pet_fake").mkdir()
         metrics: list[Line] = []
         regions: list[Line] = []

@@ -21,9 +21,8 @@ from ganbert.data.index import file_sha256
 from ganbert.data.volume import FloatArray, Volume
 from ganbert.errors import CheckpointError, PlatformError
 from ganbert.models.generator import Generator, build_generator
+from ganbert.run_folder import CARD_NAME, DESCRIPTION_NAME, EXPORT_NAME, WEIGHTS_NAME
 
-CARD_NAME = "generator.json"
-WEIGHTS_NAME = "generator.safetensors"
 FORMAT_VERSION = 1
 
 
@@ -109,10 +108,10 @@ def find_export(path: Path) -> Path:
     if not path.is_dir():
         found = "another kind of file" if path.exists() else "nothing"
         raise CheckpointError(path, expected=expected, found=found, remedy=remedy)
-    for folder in (path, path / "export"):
+    for folder in (path, path / EXPORT_NAME):
         if (folder / CARD_NAME).exists():
             return folder
-    if (path / "run.json").exists() or (path / "checkpoints").is_dir():
+    if (path / DESCRIPTION_NAME).exists() or (path / "checkpoints").is_dir():
         found = "a run that has exported no generator yet"
         remedy = "train it further, or let it finish: the export is written at the end"
         raise CheckpointError(path, expected=expected, found=found, remedy=remedy)

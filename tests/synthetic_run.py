@@ -6,6 +6,7 @@ rotated picture is seen by a test.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from ganbert.config import Grid
 from ganbert.data.index import SCHEMA_VERSION, CachedImage, Index, Row, file_sha256, save_index
 from ganbert.data.nifti import write_cache, write_volume
 from ganbert.data.volume import Affine, FloatArray, Volume
+from ganbert.metrics import summarise
 
 MRI_GRID = Grid(shape=(32, 32, 32), spacing_mm=(8.0, 8.0, 8.0))
 # Another spacing along each axis: a picture that forgets the spacing is seen.
@@ -23,6 +25,17 @@ COLUMNS = "subject session tracer method mask reference data_range_low data_rang
           "psnr ssim rmse mae".split()  # fmt: skip
 LOSSES = ("loss_l1", "loss_nsp_generator", "loss_mlm_generator", "loss_nsp_discriminator",
           "loss_mlm_discriminator")  # fmt: skip
+
+
+def describe(**changes: Any) -> dict[str, Any]:
+    """Return a `run.json` with everything that its readers need."""
+    networks = {"generator": {"channels": [4, 8]}, "discriminator": {"kind": "bert"}}
+    return {
+        "ganbert_version": "0.1.0", "recipe_name": "demo", "tracer": "FDG", "unit": "SUVR",
+        "data": "prepared", "index_sha256": "0" * 64, "intensity_ratio": 0.1,
+        "world_size": 2, "device": "CPU", "versions": {"torch": "2.13.0"},
+        "recipe": {"run": {"max_steps": 60, "note": "<script>alert(1)</script>", **networks}},
+    } | changes  # fmt: skip
 
 
 def grid_affine(grid: Grid) -> Affine:
@@ -115,7 +128,9 @@ def write_evaluation(run: Path, index: Index, gain_db: float) -> None:
                               psnr, psnr / 40, 3 / 10 ** (psnr / 20), 0.05])  # fmt: skip
     table = [COLUMNS, *lines]
     text = "\n".join("\t".join(str(value) for value in line) for line in table)
-    (run / "evaluation" / "summary.json").write_text('{"split": "test"}')
+    results = summarise([dict(zip(COLUMNS, line, strict=True)) for line in lines])
+    about = {"split": "test", "unit": "SUVR", "data_range": [0, 3], "results": results}
+    (run / "evaluation" / "summary.json").write_text(json.dumps(about))
     (run / "evaluation" / "metrics.tsv").write_text(text + "\n")
 
 
@@ -127,13 +142,7 @@ def make_run(
     run = folder / "run"
     index = make_prepared(folder / "prepared", num_subjects)
     run.mkdir()
-    settings = {
-        "ganbert_version": "0.1.0", "recipe_name": "demo", "tracer": "FDG", "unit": "SUVR",
-        "data": str(folder / "prepared"), "index_sha256": "0" * 64, "intensity_ratio": 0.1,
-        "world_size": 2, "device": "CPU", "versions": {"torch": "2.13.0"},
-        "recipe": {"run": {"max_steps": num_steps, "note": "<script>alert(1)</script>"}},
-    }  # fmt: skip
-    (run / "run.json").write_text(json.dumps(settings))
+    (run / "run.json").write_text(json.dumps(describe(data=str(folder / "prepared"))))
     write_log(run, num_steps)
     if evaluated:
         write_evaluation(run, index, gain_db)

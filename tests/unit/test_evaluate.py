@@ -5,7 +5,7 @@ import io
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -24,9 +24,11 @@ from ganbert.data.index import (
 )
 from ganbert.data.nifti import read_cache, read_volume, write_cache
 from ganbert.data.volume import FloatArray, Volume
-from ganbert.errors import CheckpointError, DatasetError, GanbertError, ImageError
+from ganbert.errors import CheckpointError, DatasetError, GanbertError, ImageError, OutputError
 from ganbert.evaluate import evaluate, mean_of_training
 from ganbert.predict import load_predictor
+from ganbert.run_folder import CARD_NAME
+from tests.synthetic_run import describe
 
 QUIET = Console(file=io.StringIO())
 CENTRE = (3.0, -10.0, 5.0)
@@ -75,8 +77,15 @@ def make_row(folder: Path, subject: str, split: str, session: str | None = None)
 
 
 def write_run(run: Path, prepared: Path) -> None:
-    description = {"data": str(prepared), "index_sha256": file_sha256(prepared / "index.json")}
+    digest = file_sha256(prepared / "index.json")
+    description = describe(data=str(prepared), index_sha256=digest)
     (run / "run.json").write_text(json.dumps(description))
+    write_card(run, index_sha256=digest)
+
+
+def write_card(run: Path, **changes: Any) -> None:
+    file = run / "export" / CARD_NAME
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 @pytest.fixture
@@ -224,6 +233,25 @@ def test_a_moved_folder_is_given_and_a_changed_one_refused(run: Path, tmp_path: 
         evaluate(run, data=moved, console=QUIET)
 
 
+def test_a_generator_of_another_training_is_refused(run: Path) -> None:
+    # Its split may be another one: subjects that it was trained on would count as held out.
+    write_card(run, index_sha256="f" * 64)
+    with pytest.raises(DatasetError, match=r"trained on \(ffffffffffff\.\.\.\), found another"):
+        evaluate(run, console=QUIET)
+    assert not (run / "evaluation").exists()
+
+
+def test_a_run_that_cannot_be_written_is_one_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(OutputError, match=r"evaluation: .*Permission denied"):
+        evaluate(run, console=QUIET)
+
+
 def drop_test_rows(run: Path) -> None:
     prepared = run.parent / "data"
     index = load_index(prepared)
@@ -236,7 +264,7 @@ def drop_test_rows(run: Path) -> None:
     [
         (lambda run: (run / "run.json").unlink(), CheckpointError, "description of a run"),
         (lambda run: (run / "run.json").write_text("{"), CheckpointError, "description of a run"),
-        (lambda run: (run / "run.json").write_text("{}"), CheckpointError, "KeyError"),
+        (lambda run: (run / "run.json").write_text("{}"), CheckpointError, "without data"),
         (lambda run: shutil.rmtree(run / "export"), CheckpointError, "train it further"),
         (lambda run: (run.parent / "data" / "f_pet.nii").unlink(), ImageError, "f_pet.nii"),
         (drop_test_rows, DatasetError, "found none"),

@@ -14,7 +14,8 @@ from ganbert.data.conform import concentric_affine, conform_mri
 from ganbert.data.index import file_sha256
 from ganbert.data.volume import Volume
 from ganbert.errors import CheckpointError, PlatformError
-from ganbert.predict import CARD_NAME, WEIGHTS_NAME, find_export, load_predictor
+from ganbert.predict import find_export, load_predictor
+from ganbert.run_folder import CARD_NAME, WEIGHTS_NAME
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
 """`report.html`: one self-contained page about a run, for people.
 
 It opens with the answer, then shows numbers, images, distributions, training and settings. It reads
-only the run folder and the prepared folder that `run.json` names; what is missing is said in its
-place. Of a subject it shows nothing beyond the BIDS labels.
+only the run folder and the prepared folder; what is missing is said in its place. It is made to
+be passed on: of a subject it shows nothing beyond the BIDS labels, of this machine no path.
 """
 
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,21 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ganbert import __version__
+from ganbert.atomic import write_text
 from ganbert.errors import GanbertError
 from ganbert.report.charts import draw_training
 from ganbert.report.pictures import Pictures, draw_pictures, draw_subjects
 from ganbert.report.run import (
     METRICS_NAME,
-    SETTINGS_NAME,
-    SUMMARY_NAME,
     MetricRow,
     check_run,
     read_log,
     read_metrics,
-    read_object,
+    read_settings,
+    read_summary,
 )
 from ganbert.report.scores import (
+    format_number,
     headline_rows,
     judge,
     make_tables,
@@ -52,12 +52,13 @@ _FACTS = {
 }
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, *, data: Path | None = None) -> Path:
     """Write `report.html` into a run folder, whole or not at all.
 
     Parameters
     ----------
     run : output folder of training; `evaluation/` in it may be missing
+    data : the prepared folder, if it has moved since the training
 
     Returns
     -------
@@ -68,22 +69,24 @@ def write_report(run: Path) -> Path:
     CheckpointError
         If `run` is not a run folder, or its settings or log are torn.
     DatasetError
-        If `metrics.tsv` is torn.
+        If `metrics.tsv` or `summary.json` is torn.
+    OutputError
+        If the page cannot be written.
     """
     check_run(run)
-    page = _render(run)
     file = run / REPORT_NAME
-    temporary = file.with_suffix(".html.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, file)
+    write_text(file, _render(run, data))
     return file
 
 
-def _render(run: Path) -> str:
-    settings, log, rows = read_object(run / SETTINGS_NAME), read_log(run), read_metrics(run)
-    split = str(read_object(run / SUMMARY_NAME).get("split", "test"))
-    headline = headline_rows(rows)
-    pictures, missing = _try_pictures(run, settings, headline)
+def _render(run: Path, data: Path | None) -> str:
+    settings, log, summary = read_settings(run), read_log(run), read_summary(run)
+    if data is None and "data" in settings:
+        data = Path(settings["data"])
+    headline = headline_rows(read_metrics(run), summary.headline_mask if summary else "")
+    unit = summary.unit if summary else ""
+    subjects = name_subjects(len({r.subject for r in headline}), summary.split if summary else "")
+    pictures, missing = _try_pictures(run, data, headline)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -91,57 +94,62 @@ def _render(run: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["signed"] = lambda value: f"{value:+.0f}".replace("-", "\u2212")
+    environment.filters["signed"] = lambda value: format_number(value, 0, signed=True)
     return environment.get_template("report.html.j2").render(
         name=run.resolve().name,
         tracer=settings.get("tracer", ""),
-        verdict=judge(headline, split),
-        tiles=score_tiles(headline, split) + training_tiles(log),
-        tables=make_tables(rows, str(settings.get("unit", ""))),
-        by_subject=draw_subjects(headline, str(settings.get("unit", ""))),
-        subjects=name_subjects(len({row.subject for row in headline}), split),
+        verdict=judge(summary),
+        tiles=score_tiles(summary) + training_tiles(log),
+        tables=make_tables(summary),
+        by_subject=draw_subjects(headline, unit),
+        subjects=subjects,
         pictures=pictures,
         missing=missing,
         charts=draw_training(log.steps, log.columns),
         facts=_facts(settings),
         recipe=yaml.safe_dump(settings["recipe"], sort_keys=False) if "recipe" in settings else "",
-        commands=_commands(run, settings),
-        evaluate_command=shlex.join(["ganbert", "evaluate", str(run)]),
+        commands=_commands(settings),
         version=__version__,
     )
 
 
 def _try_pictures(
-    run: Path, settings: dict[str, Any], rows: list[MetricRow]
+    run: Path, data: Path | None, rows: list[MetricRow]
 ) -> tuple[Pictures | None, str]:
     """Draw the pictures, or say in one line why there are none."""
     if not rows:
         return None, f"there is no {METRICS_NAME} in this run"
-    if "data" not in settings:
-        return None, "run.json does not name the prepared folder"
+    if data is None:
+        return None, "there is no run.json that names the prepared folder (give it with --data)"
     try:
-        return draw_pictures(run, Path(settings["data"]), rows), ""
+        return draw_pictures(run, data, rows), ""
     except GanbertError as error:
-        return None, str(error)
+        return None, _without_folders(error)
+
+
+def _without_folders(error: GanbertError) -> str:
+    where = error.where.name if isinstance(error.where, Path) else error.where
+    text = f"{where}: expected {error.expected}, found {error.found}; {error.remedy}"
+    return " ".join(text.split())
 
 
 def _facts(settings: dict[str, Any]) -> list[tuple[str, str]]:
-    facts = [(name, str(settings[key])) for key, name in _FACTS.items() if key in settings]
+    shown = settings | ({"data": Path(settings["data"]).name} if "data" in settings else {})
+    facts = [(name, str(shown[key])) for key, name in _FACTS.items() if key in shown]
     versions = settings.get("versions")
     if isinstance(versions, dict):
         facts.append(("Packages", ", ".join(f"{name} {value}" for name, value in versions.items())))
     return facts
 
 
-def _commands(run: Path, settings: dict[str, Any]) -> str:
-    """Return the shell commands that repeat the run."""
-    data = str(settings.get("data", "PREPARED"))
+def _commands(settings: dict[str, Any]) -> str:
+    """Return the shell commands that repeat the run; PREPARED and RUN are the reader's folders."""
     recipe = f"ds_configs/{settings.get('recipe_name', 'RECIPE')}"
     ranks = str(settings.get("world_size", 1))
     lines = (
         ["deepspeed", "--num_gpus", ranks, "ganbert/train.py",
-         "--config", recipe, "--data", data, "--output", str(run)],
-        ["ganbert", "evaluate", str(run)],
-        ["ganbert", "report", str(run)],
+         "--config", recipe, "--data", "PREPARED", "--output", "RUN"],
+        ["ganbert", "evaluate", "RUN"],
+        ["ganbert", "report", "RUN"],
     )  # fmt: skip
     return "\n".join(shlex.join(line) for line in lines)

@@ -197,7 +197,7 @@ def draw_subjects(rows: list[MetricRow], unit: str) -> list[Drawing]:
         wins = int(np.sum(direction * (ours - baseline) > 0))
         title = f"{metric.upper()} by subject ({'higher' if direction > 0 else 'lower'} is better)"
         text = f"{title}: GANBERT is better than the mean of the training PETs in {wins} " \
-               f"of {len(images)}"  # fmt: skip
+               f"of {len(images)} images"  # fmt: skip
         svg = draw_by_subject(names, values, heading, key=f"subjects-{metric}")
         drawn.append(Drawing(title, text, svg))
     return drawn

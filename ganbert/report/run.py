@@ -18,12 +18,13 @@ import numpy.typing as npt
 
 from ganbert.data.index import Row
 from ganbert.errors import CheckpointError, DatasetError
+from ganbert.metrics import METRICS, Interval
+from ganbert.run_folder import DESCRIPTION_NAME, read_description
 
-SETTINGS_NAME, LOG_NAME = "run.json", "log.jsonl"
+LOG_NAME = "log.jsonl"
 METRICS_NAME = "evaluation/metrics.tsv"
 SUMMARY_NAME = "evaluation/summary.json"
 PREDICTIONS_NAME = "evaluation/pet_fake"
-METRICS = ("psnr", "ssim", "rmse", "mae")
 REAL = "real"
 
 Array = npt.NDArray[np.float64]
@@ -54,6 +55,54 @@ class MetricRow:
     def image(self) -> tuple[str, str | None, str]:
         """What identifies the image: subject, session, tracer."""
         return (self.subject, self.session, self.tracer)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One line of the summary: a mean over subjects and its interval, as `evaluate` computed it.
+
+    Attributes
+    ----------
+    method : also `metrics.GAIN`, the paired difference between GANBERT and the mean PET
+    """
+
+    tracer: str
+    reference: str
+    mask: str
+    method: str
+    metric: str
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Summary:
+    """`summary.json`.
+
+    Attributes
+    ----------
+    split : "test", "val" or "train", as evaluated
+    unit : of the PET, for RMSE and MAE
+    data_range : (low, high), in that unit
+    """
+
+    split: str
+    unit: str
+    data_range: tuple[float, float]
+    scores: tuple[Score, ...]
+
+    @property
+    def headline_mask(self) -> str:
+        """The mask that the verdict rests on: the head if known."""
+        masks = [score.mask for score in self.scores]
+        return "head" if "head" in masks else next(iter(masks), "")
+
+    def headline(self, method: str, metric: str) -> Interval | None:
+        """Interval against the real PET within `headline_mask`; None if it was not computed."""
+        wanted = (REAL, self.headline_mask, method, metric)
+        for score in self.scores:
+            if (score.reference, score.mask, score.method, score.metric) == wanted:
+                return score.interval
+        return None
 
 
 @dataclass(frozen=True)
@@ -92,28 +141,20 @@ def check_run(run: Path) -> None:
     if not run.is_dir():
         found = "a file" if run.exists() else "nothing"
         raise CheckpointError(run, expected="a run folder", found=found, remedy=remedy)
-    if not (run / SETTINGS_NAME).exists() and not (run / LOG_NAME).exists():
-        expected = f"a run folder with {SETTINGS_NAME}"
+    if not (run / DESCRIPTION_NAME).exists() and not (run / LOG_NAME).exists():
+        expected = f"a run folder with {DESCRIPTION_NAME}"
         raise CheckpointError(run, expected=expected, found="none in it", remedy=remedy)
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object of the run, such as its settings; empty if the file is missing.
+def read_settings(run: Path) -> dict[str, Any]:
+    """Read the description of the run; empty if it is missing.
 
     Raises
     ------
     CheckpointError
-        If it is there but is not a JSON object.
+        If it is there but torn.
     """
-    if not file.exists():
-        return {}
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise _torn(file, "JSON", str(error)) from error
-    if not isinstance(content, dict):
-        raise _torn(file, "a JSON object", type(content).__name__)
-    return content
+    return read_description(run) if (run / DESCRIPTION_NAME).exists() else {}
 
 
 def _torn(file: Path, expected: str, found: str) -> CheckpointError:
@@ -154,6 +195,45 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
+def read_summary(run: Path) -> Summary | None:
+    """Read `evaluation/summary.json`; None if the run was not evaluated.
+
+    Raises
+    ------
+    DatasetError
+        If it is torn.
+    """
+    file = run / SUMMARY_NAME
+    if not file.exists():
+        return None
+    try:
+        content = json.loads(file.read_text())
+        low, high = (float(end) for end in content["data_range"])
+        scores = tuple(_score(line) for line in content["results"])
+        return Summary(str(content["split"]), str(content["unit"]), (low, high), scores)
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise _not_of_evaluate(file, error) from error
+
+
+def _score(line: dict[str, Any]) -> Score:
+    # JSON has no NaN: it is written as null.
+    mean, low, high = (
+        math.nan if line[key] is None else float(line[key]) for key in ("mean", "low", "high")
+    )
+    names = ("tracer", "reference", "mask", "method", "metric")
+    interval = Interval(mean, low, high, int(line["num"]))
+    return Score(**{name: str(line[name]) for name in names}, interval=interval)
+
+
+def _not_of_evaluate(file: Path, error: Exception) -> DatasetError:
+    return DatasetError(
+        file,
+        expected="what `ganbert evaluate` writes",
+        found=f"{type(error).__name__} {error}",
+        remedy="run `ganbert evaluate` again",
+    )
+
+
 def read_metrics(run: Path) -> list[MetricRow]:
     """Read `evaluation/metrics.tsv`; empty if it is missing.
 
@@ -170,12 +250,7 @@ def read_metrics(run: Path) -> list[MetricRow]:
     try:
         return [_metric_row(line) for line in lines]
     except (KeyError, ValueError, TypeError) as error:
-        raise DatasetError(
-            file,
-            expected="the columns and numbers that `ganbert evaluate` writes",
-            found=f"{type(error).__name__} {error}",
-            remedy="run `ganbert evaluate` again",
-        ) from error
+        raise _not_of_evaluate(file, error) from error
 
 
 def _metric_row(line: dict[str, str]) -> MetricRow:

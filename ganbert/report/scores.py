@@ -2,6 +2,7 @@
 
 The verdict is about the difference between GANBERT and the mean of the training PETs, paired over
 held-out subjects, and it says so when GANBERT loses or when the interval does not exclude zero.
+Means and intervals are those of `evaluate`; nothing is averaged here.
 """
 
 import math
@@ -9,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ganbert import metrics
-from ganbert.report.run import REAL, MetricRow, TrainingLog
+from ganbert.metrics import GAIN, Interval
+from ganbert.report.run import REAL, MetricRow, Score, Summary, TrainingLog
 
 GANBERT, BASELINE = "ganbert", "mean_of_training"
 METHOD_NAMES = {
@@ -72,50 +73,35 @@ class Table:
     is_real: bool
     tracer: str
     data_range: str
-    num: int
+    subjects: str
     heads: list[tuple[str, str]]
     rows: list[tuple[str, list[Cell]]]
 
 
-def headline_rows(rows: list[MetricRow]) -> list[MetricRow]:
-    """Keep the rows that the verdict rests on: against the real PET, within the head if known."""
-    rows = [row for row in rows if row.reference == REAL]
-    masks = [row.mask for row in rows]
-    mask = "head" if "head" in masks else next(iter(masks), "")
-    return [row for row in rows if row.mask == mask]
+def headline_rows(rows: list[MetricRow], mask: str) -> list[MetricRow]:
+    """Keep the images' rows that belong to the verdict: against the real PET, within `mask`."""
+    return [row for row in rows if (row.reference, row.mask) == (REAL, mask)]
 
 
-def pair(rows: list[MetricRow], metric: str) -> tuple[list[float], list[float]]:
-    """Values of GANBERT and of the baseline, image by image."""
-    first = {row.image: row.values[metric] for row in rows if row.method == GANBERT}
-    second = {row.image: row.values[metric] for row in rows if row.method == BASELINE}
-    images = [image for image in first if image in second]
-    return [first[image] for image in images], [second[image] for image in images]
-
-
-def judge(rows: list[MetricRow], split: str) -> Verdict:
-    """Compare GANBERT with the mean of the training PETs, subject by subject.
-
-    Parameters
-    ----------
-    rows : of one mask and reference
-    split : "test", "val" or "train", as evaluated
-    """
-    ours, baseline = pair(rows, "psnr")
-    if not ours:
+def judge(summary: Summary | None) -> Verdict:
+    """Compare GANBERT with the mean of the training PETs, subject by subject."""
+    ours, baseline, gain = (
+        summary.headline(method, "psnr") if summary else None
+        for method in (GANBERT, BASELINE, GAIN)
+    )
+    if not (summary and ours and baseline and gain):
         text = "This run has not been compared with real PET, so nothing is known about the " \
                "quality of its images."  # fmt: skip
         return Verdict("none", "Not evaluated yet", text)
-    gain = metrics.paired_difference(ours, baseline)
-    subjects = name_subjects(len({row.subject for row in rows}), split)
-    where = MASK_NAMES.get(rows[0].mask, rows[0].mask)
+    mask = MASK_NAMES.get(summary.headline_mask, summary.headline_mask)
     sentence = (
-        f"On {subjects}, GANBERT reaches a PSNR of {np.mean(ours):.2f} dB ({where}), the mean of "
-        f"the training PETs {np.mean(baseline):.2f} dB: a paired difference of "
+        f"On {name_subjects(gain.num, summary.split)}, GANBERT reaches a PSNR of "
+        f"{format_number(ours.mean, 2)} dB ({mask}), the mean of the training PETs "
+        f"{format_number(baseline.mean, 2)} dB: a paired difference of "
         f"{format_number(gain.mean, 2, signed=True)} dB"
     )
     if math.isnan(gain.low):
-        return Verdict("unclear", "No confidence interval: too few images", f"{sentence}.")
+        return Verdict("unclear", "No confidence interval: too few subjects", f"{sentence}.")
     low, high = (format_number(v, 2, signed=True) for v in (gain.low, gain.high))
     sentence += f", 95% confidence interval {low} to {high} dB."
     for tone, text, holds in (
@@ -143,36 +129,37 @@ def name_subjects(number: int, split: str) -> str:
 def format_number(value: float, decimals: int, *, signed: bool = False) -> str:
     """Write a number with a true minus sign; "n/a" for NaN.
 
-    >>> format_number(1.005, 1, signed=True), format_number(float("nan"), 2)
-    ('+1.0', 'n/a')
+    >>> format_number(1.005, 1, signed=True), format_number(-0.001, 2), format_number(math.nan, 2)
+    ('+1.0', '0.00', 'n/a')
     """
     if not math.isfinite(value):
         return "n/a" if math.isnan(value) else "\u221e"
-    sign = "+" if signed and value >= 0 else ""
+    value = round(value, decimals) + 0.0  # there is no minus zero for people
+    sign = "+" if signed and value > 0 else ""
     return f"{sign}{value:.{decimals}f}".replace("-", "\u2212")
 
 
-def score_tiles(rows: list[MetricRow], split: str) -> list[Tile]:
+def score_tiles(summary: Summary | None) -> list[Tile]:
     """Make the tiles of the evaluation; none without one."""
-    ours = [row for row in rows if row.method == GANBERT]
-    if not ours:
-        return []
-    scores = {
-        m: metrics.confidence_interval([row.values[m] for row in ours]) for m in ("psnr", "ssim")
-    }
-    tiles = [
-        Tile(format_number(scores["psnr"].mean, 2), "dB", "PSNR", _bounds(scores["psnr"], 2)),
-        Tile(format_number(scores["ssim"].mean, 3), "", "SSIM", _bounds(scores["ssim"], 3)),
-    ]
-    gain = metrics.paired_difference(*pair(rows, "psnr"))
-    if gain.num:
-        mean, bounds = format_number(gain.mean, 2, signed=True), _bounds(gain, 2, signed=True)
-        tiles.append(Tile(mean, "dB", "PSNR above the mean PET", bounds))
-    number, _, kind = name_subjects(len({row.subject for row in rows}), split).partition(" ")
-    return [*tiles, Tile(number, "", kind.capitalize())]
+    tiles, num = [], 0
+    for name, method, metric, unit, decimals in (
+        ("PSNR", GANBERT, "psnr", "dB", 2),
+        ("SSIM", GANBERT, "ssim", "", 3),
+        ("PSNR above the mean PET", GAIN, "psnr", "dB", 2),
+    ):
+        value = summary.headline(method, metric) if summary else None
+        if value is None:
+            continue
+        signed, num = method == GAIN, value.num
+        mean = format_number(value.mean, decimals, signed=signed)
+        tiles.append(Tile(mean, unit, name, _bounds(value, decimals, signed=signed)))
+    if summary and tiles:
+        number, _, kind = name_subjects(num, summary.split).partition(" ")
+        tiles.append(Tile(number, "", kind.capitalize()))
+    return tiles
 
 
-def _bounds(value: metrics.Interval, decimals: int, *, signed: bool = False) -> str:
+def _bounds(value: Interval, decimals: int, *, signed: bool = False) -> str:
     if math.isnan(value.low):
         return ""
     low, high = (format_number(v, decimals, signed=signed) for v in (value.low, value.high))
@@ -211,35 +198,23 @@ def _duration(seconds: float) -> Tile:
     return Tile(f"{seconds:.0f}", "s", "Training time")
 
 
-def make_tables(rows: list[MetricRow], unit: str) -> list[Table]:
-    """Make one table per tracer, mask, reference and data range.
-
-    Parameters
-    ----------
-    unit : of the PET, for RMSE and MAE
-    """
-    groups: dict[tuple[object, ...], list[MetricRow]] = {}
-    for row in rows:
-        key = (row.tracer, row.mask, row.reference, row.data_range)
-        groups.setdefault(key, []).append(row)
-    return [_make_table(group, unit) for group in groups.values()]
+def make_tables(summary: Summary | None) -> list[Table]:
+    """Make one table per tracer, mask and reference."""
+    groups: dict[tuple[str, str, str], list[Score]] = {}
+    for score in summary.scores if summary else ():
+        groups.setdefault((score.tracer, score.mask, score.reference), []).append(score)
+    return [_make_table(group, summary) for group in groups.values() if summary]
 
 
-def _make_table(rows: list[MetricRow], unit: str) -> Table:
-    first = rows[0]
-    low, high = first.data_range
-    methods = sorted({row.method for row in rows}, key=_method_order)
-    summary = {
-        (method, metric): metrics.confidence_interval(
-            [row.values[metric] for row in rows if row.method == method]
-        )
-        for method in methods
-        for metric in METRIC_HEADS
-    }
-    best = {m: _best(methods, {k: summary[k, m] for k in methods}, m) for m in METRIC_HEADS}
+def _make_table(scores: list[Score], summary: Summary) -> Table:
+    first = scores[0]
+    low, high = summary.data_range
+    values = {(score.method, score.metric): score.interval for score in scores}
+    methods = sorted({score.method for score in scores} - {GAIN}, key=_method_order)
+    best = {m: _best(methods, {k: values[k, m] for k in methods}, m) for m in METRIC_HEADS}
     cells = {
         method: [
-            Cell(*_split_interval(summary[method, m], METRIC_HEADS[m][1]), best[m] == method)
+            Cell(*_split_interval(values[method, m], METRIC_HEADS[m][1]), best[m] == method)
             for m in METRIC_HEADS
         ]
         for method in methods
@@ -249,9 +224,9 @@ def _make_table(rows: list[MetricRow], unit: str) -> Table:
         is_real=first.reference == REAL,
         reference=REFERENCE_NAMES.get(first.reference, first.reference),
         tracer=first.tracer,
-        data_range=f"{low:g} to {high:g} {unit}",
-        num=len({row.image for row in rows}),
-        heads=[name_metric(metric, unit) for metric in METRIC_HEADS],
+        data_range=f"{low:g} to {high:g} {summary.unit}",
+        subjects=name_subjects(first.interval.num, summary.split),
+        heads=[name_metric(metric, summary.unit) for metric in METRIC_HEADS],
         rows=[(METHOD_NAMES.get(method, method), line) for method, line in cells.items()],
     )
 
@@ -261,13 +236,13 @@ def _method_order(method: str) -> tuple[int, str]:
     return (known.index(method) if method in known else len(known), method)
 
 
-def _best(methods: list[str], values: dict[str, metrics.Interval], metric: str) -> str:
+def _best(methods: list[str], values: dict[str, Interval], metric: str) -> str:
     direction = METRIC_HEADS[metric][3]
     means = {method: direction * values[method].mean for method in methods}
     return max(methods, key=lambda method: (not math.isnan(means[method]), means[method]))
 
 
-def _split_interval(value: metrics.Interval, decimals: int) -> tuple[str, str]:
+def _split_interval(value: Interval, decimals: int) -> tuple[str, str]:
     mean = format_number(value.mean, decimals)
     if math.isnan(value.low):
         return mean, ""

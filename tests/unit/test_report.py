@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -12,13 +13,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ganbert.data.volume import Volume
-from ganbert.errors import CheckpointError, DatasetError
+from ganbert.errors import CheckpointError, DatasetError, OutputError
+from ganbert.metrics import summarise
 from ganbert.report import write_report
 from ganbert.report.charts import running_mean, thin
 from ganbert.report.panels import PIXELS_PER_MM, choose_view, place_labels, round_up, sample_plane
 from ganbert.report.pictures import choose_images
-from ganbert.report.run import MetricRow, check_run, read_log, read_metrics
-from ganbert.report.scores import headline_rows, judge, make_tables
+from ganbert.report.run import (
+    MetricRow,
+    Summary,
+    check_run,
+    read_log,
+    read_metrics,
+    read_summary,
+)
+from ganbert.report.scores import (
+    format_number,
+    headline_rows,
+    judge,
+    make_tables,
+    score_tiles,
+)
 from tests.synthetic_run import HOT_SPOT_MM, PET_GRID, ellipsoid, grid_affine, make_run
 
 
@@ -33,12 +48,28 @@ def row(subject: str, method: str, psnr: float, mask: str = "head") -> MetricRow
     return MetricRow(subject, None, "FDG", method, mask, "real", (0.0, 3.0), values)
 
 
-def rows_with_gains(*gains: float) -> list[MetricRow]:
+def line(subject: str, method: str, psnr: float, **changes: Any) -> dict[str, Any]:
+    keys = {"subject": subject, "tracer": "FDG", "reference": "real", "mask": "head"}
+    figures = {"psnr": psnr, "ssim": 0.9, "rmse": 0.1, "mae": 0.05}
+    return {**keys, "method": method, **figures, **changes}
+
+
+def lines_with_gains(*gains: float) -> list[dict[str, Any]]:
     pairs = [
-        (row(f"{k:02d}", "ganbert", 20 + k + gain), row(f"{k:02d}", "mean_of_training", 20 + k))
+        (line(f"{k:02d}", "ganbert", 20 + k + gain), line(f"{k:02d}", "mean_of_training", 20 + k))
         for k, gain in enumerate(gains)
     ]
-    return [line for pair in pairs for line in pair]
+    return [one for pair in pairs for one in pair]
+
+
+def summary_of(lines: list[dict[str, Any]], tmp_path: Path, split: str = "test") -> Summary:
+    """Return what the report reads after `evaluate` has summarised `lines`."""
+    about = {"split": split, "unit": "SUVR", "data_range": [0, 3], "results": summarise(lines)}
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "summary.json").write_text(json.dumps(about).replace("NaN", "null"))
+    summary = read_summary(tmp_path)
+    assert summary is not None
+    return summary
 
 
 @pytest.mark.parametrize(
@@ -51,24 +82,69 @@ def rows_with_gains(*gains: float) -> list[MetricRow]:
         ((), "none"),
     ],
 )
-def test_verdict_is_honest(gains: tuple[float, ...], tone: str) -> None:
-    assert judge(rows_with_gains(*gains), "test").tone == tone
+def test_verdict_is_honest(gains: tuple[float, ...], tone: str, tmp_path: Path) -> None:
+    assert judge(summary_of(lines_with_gains(*gains), tmp_path)).tone == tone
 
 
-def test_verdict_states_the_paired_interval() -> None:
+def test_verdict_without_an_evaluation_is_none() -> None:
+    assert judge(None).tone == "none"
+    assert score_tiles(None) == make_tables(None) == []
+
+
+def test_verdict_states_the_paired_interval(tmp_path: Path) -> None:
     # Gains 1, 2, 3: mean 2, standard error 1 / sqrt(3), t(0.975, 2) = 4.3027, half width 2.484.
-    sentence = judge(rows_with_gains(1, 2, 3), "test").sentence
+    sentence = judge(summary_of(lines_with_gains(1, 2, 3), tmp_path)).sentence
     assert "3 held-out subjects" in sentence
     assert "+2.00 dB, 95% confidence interval \u22120.48 to +4.48 dB" in sentence
 
 
-def test_verdict_does_not_call_training_subjects_held_out() -> None:
-    assert "not held out" in judge(rows_with_gains(1, 2, 3), "train").sentence
+def test_sessions_of_a_subject_are_not_further_subjects(tmp_path: Path) -> None:
+    # Subject 00 has gains 0 and 2 in two sessions, mean 1; subject 01 has a gain of 3. Over
+    # subjects: mean 2, standard error 1, t(0.975, 1) = 12.706. Over images it would be 5 / 3.
+    lines = lines_with_gains(0, 3) + lines_with_gains(2)
+    summary = summary_of(lines, tmp_path)
+    verdict = judge(summary)
+    assert verdict.tone == "unclear"
+    assert "On 2 held-out subjects" in verdict.sentence
+    assert "+2.00 dB, 95% confidence interval \u221210.71 to +14.71 dB" in verdict.sentence
+    # GANBERT's PSNR: subject means 21 and 24.
+    assert [(tile.value, tile.unit) for tile in score_tiles(summary)] == [
+        ("22.50", "dB"), ("0.900", ""), ("+2.00", "dB"), ("2", ""),
+    ]  # fmt: skip
+    table = make_tables(summary)[0]
+    assert table.subjects == "2 held-out subjects"
+    assert dict(table.rows)["GANBERT"][0].mean == "22.50"
+    assert dict(table.rows)["Mean of training PETs"][0].mean == "20.50"
 
 
-def test_headline_prefers_the_head_mask() -> None:
+def test_verdict_does_not_call_training_subjects_held_out(tmp_path: Path) -> None:
+    summary = summary_of(lines_with_gains(1, 2, 3), tmp_path, split="train")
+    assert "not held out" in judge(summary).sentence
+
+
+def test_headline_prefers_the_head_mask(tmp_path: Path) -> None:
+    lines = lines_with_gains(1, 1)
+    summary = summary_of([one | {"mask": "fov", "psnr": 9} for one in lines] + lines, tmp_path)
+    assert summary.headline_mask == "head"
+    value = summary.headline("ganbert", "psnr")
+    assert value is not None
+    assert value.mean == 21.5
     rows = [row("01", "ganbert", 20, "fov"), row("01", "ganbert", 18, "head")]
-    assert [line.values["psnr"] for line in headline_rows(rows)] == [18]
+    assert [one.values["psnr"] for one in headline_rows(rows, "head")] == [18]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"split": "test", "results": [{}]}'])
+def test_a_torn_summary_is_an_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "summary.json").write_text(text)
+    with pytest.raises(DatasetError, match="ganbert evaluate"):
+        read_summary(tmp_path)
+
+
+def test_zero_has_no_sign() -> None:
+    assert format_number(-0.4, 0, signed=True) == "0"
+    assert format_number(-0.0, 2) == "0.00"
+    assert format_number(-0.6, 0, signed=True) == "\u22121"
 
 
 def test_best_median_and_worst_are_chosen_by_psnr() -> None:
@@ -78,10 +154,10 @@ def test_best_median_and_worst_are_chosen_by_psnr() -> None:
     assert [rank for rank, _ in choose_images(rows[:2])] == ["best", "worst"]
 
 
-def test_table_marks_the_best_mean_in_both_directions() -> None:
-    rows = rows_with_gains(1, 1)
-    rows[1].values["rmse"] = 0.01
-    table = make_tables(rows, "SUVR")[0]
+def test_table_marks_the_best_mean_in_both_directions(tmp_path: Path) -> None:
+    lines = lines_with_gains(1, 1)
+    lines[1]["rmse"] = 0.01
+    table = make_tables(summary_of(lines, tmp_path))[0]
     best = {name: [cell.is_best for cell in cells] for name, cells in table.rows}
     assert best["GANBERT"][0]
     assert best["Mean of training PETs"][2]
@@ -200,17 +276,37 @@ def test_run_without_evaluation_reports_its_training(tmp_path: Path) -> None:
     run = make_run(tmp_path, evaluated=False)
     page = write_report(run).read_text(encoding="utf-8")
     assert "Not evaluated yet" in page
-    assert f"ganbert evaluate {run}" in page
+    assert "ganbert evaluate RUN" in page
     assert "Reconstruction" in page
     assert not list(run.glob("*.tmp"))
 
 
 def test_run_whose_cohort_is_gone_keeps_its_numbers(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    (tmp_path / "prepared" / "index.json").unlink()
+    moved = (tmp_path / "prepared").rename(tmp_path / "moved")
     page = write_report(run).read_text(encoding="utf-8")
     assert "GANBERT beats the mean" in page
     assert "Missing: no images" in page
+    assert str(tmp_path) not in page
+    assert "Missing:" not in write_report(run, data=moved).read_text(encoding="utf-8")
+
+
+def test_page_shows_no_path_of_this_machine(tmp_path: Path) -> None:
+    page = write_report(make_run(tmp_path)).read_text(encoding="utf-8")
+    assert str(tmp_path) not in page
+    assert "--data PREPARED --output RUN" in page
+
+
+def test_a_page_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise PermissionError(13, "Permission denied")
+
+    run = make_run(tmp_path, evaluated=False)
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(OutputError, match=r"report\.html: .*Permission denied"):
+        write_report(run)
 
 
 def test_run_with_an_empty_log_says_so(tmp_path: Path) -> None:

@@ -16,9 +16,16 @@ from ganbert.config import GRIDS
 from ganbert.errors import one_line_errors
 
 Size = Literal["tiny", "demo", "paper"]
+Layout = Literal["bids"]
 Seed = Annotated[int, typer.Option(help="Every random draw follows from it.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one per core.")]
 Run = Annotated[Path, typer.Argument(help="Output folder of `train`.")]
+MovedData = Annotated[
+    Path | None, typer.Option("--data", help="Prepared folder, if it moved since the training.")
+]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option("--device", help="auto: a GPU if there is one.")
+]
 
 app = typer.Typer(
     name="ganbert",
@@ -65,13 +72,16 @@ def prepare(
     out: Annotated[Path, typer.Argument(help="Folder for the streaming cache and index.json.")],
     size: Annotated[Size, typer.Option(help="Voxels of MRI and PET.")] = "paper",
     seed: Seed = 0,
+    layout: Annotated[Layout, typer.Option(help="How the dataset lies on disk.")] = "bids",
     jobs: Jobs = None,
 ) -> None:
     """Pair, conform and measure a dataset; write the streaming cache and its index."""
     import ganbert.prepare
 
     mri_grid, pet_grid = GRIDS[size]
-    ganbert.prepare.prepare(bids, out, mri_grid=mri_grid, pet_grid=pet_grid, seed=seed, jobs=jobs)
+    ganbert.prepare.prepare(
+        bids, out, mri_grid=mri_grid, pet_grid=pet_grid, seed=seed, layout=layout, jobs=jobs
+    )
 
 
 @app.command()
@@ -115,17 +125,16 @@ def train(
 @app.command()
 def evaluate(
     run: Run,
-    data: Annotated[
-        Path | None, typer.Option(help="Prepared folder, if it moved since the training.")
-    ] = None,
+    data: MovedData = None,
     split: Annotated[
         Literal["train", "val", "test"], typer.Option(help="Subjects to evaluate on.")
     ] = "test",
+    device: Device = "auto",
 ) -> None:
     """Compare synthesised with real PET: metrics per subject, beside two baselines."""
     import ganbert.evaluate
 
-    ganbert.evaluate.evaluate(run, data=data, split=split)
+    ganbert.evaluate.evaluate(run, data=data, split=split, device=device)
 
 
 @app.command()
@@ -144,19 +153,22 @@ def infer(
             help="Subject, with or without `sub-`; may be given several times.",
         ),
     ] = None,
+    device: Device = "auto",
 ) -> None:
     """Synthesise PET for the T1w images of a BIDS dataset (a BIDS-App)."""
     import ganbert.infer
 
-    ganbert.infer.infer(bids_dir, out_dir, model=model, participant_labels=participant_label)
+    ganbert.infer.infer(
+        bids_dir, out_dir, model=model, participant_labels=participant_label, device=device
+    )
 
 
 @app.command()
-def report(run: Run) -> None:
+def report(run: Run, data: MovedData = None) -> None:
     """Write the run's self-contained report.html."""
     from ganbert.report import write_report
 
-    typer.echo(write_report(run))
+    typer.echo(write_report(run, data=data))
 
 
 @app.command()

@@ -10,12 +10,13 @@ import typer
 from typer.testing import CliRunner
 
 from ganbert import __version__
-from ganbert.cli import Size, app
+from ganbert.cli import Layout, Size, app
 from ganbert.config import GRIDS
+from ganbert.data.layouts import LAYOUTS
 
 OPTIONS = {
     "doctor": set(),
-    "evaluate": {"run", "--data", "--split"},
+    "evaluate": {"run", "--data", "--split", "--device"},
     "infer": {
         "bids_dir",
         "out_dir",
@@ -23,11 +24,12 @@ OPTIONS = {
         "--model",
         "--participant-label",
         "--participant_label",
+        "--device",
     },
     "inspect": {"prepared", "--verify"},
     "phantom": {"out", "--subjects", "--tracer", "--seed", "--size", "--jobs"},
-    "prepare": {"bids", "out", "--size", "--seed", "--jobs"},
-    "report": {"run"},
+    "prepare": {"bids", "out", "--size", "--seed", "--layout", "--jobs"},
+    "report": {"run", "--data"},
     "train": {
         "--config",
         "--data",
@@ -59,6 +61,10 @@ def test_options_are_the_committed_ones() -> None:
 
 def test_sizes_are_those_of_the_grids() -> None:
     assert set(get_args(Size)) == set(GRIDS)
+
+
+def test_layouts_are_those_of_the_registry() -> None:
+    assert set(get_args(Layout)) == set(LAYOUTS)
 
 
 @pytest.mark.parametrize("command", OPTIONS)

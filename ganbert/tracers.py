@@ -1,7 +1,7 @@
 """The tracer table: one row per tracer, the only place that knows about tracers by name.
 
 To add a tracer, add a row; every test over `TRACERS` then covers it. How the phantom paints a
-tracer (uptake by tissue and region) is not here but in `data/phantom.py`.
+tracer (uptake by tissue and region) is not here but in `data/phantom_uptake.py`.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
 """The adversaries, one class each, and their registry.
 
 A discriminator takes images and returns a `Judgement`; how it looks at them is its own business.
-To add one, write a class with the same `forward` and enter it in `DISCRIMINATORS`.
+To add one, write a class with the same `forward`, enter it in `DISCRIMINATORS` and its name in
+`config.DiscriminatorConfig.kind` (configuration stands below the models and cannot see them).
 """
 
 from collections.abc import Callable

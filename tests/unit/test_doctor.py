@@ -1,5 +1,7 @@
 """The doctor says what is there, and leaves with one line when something required is not."""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,25 @@ def test_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_missing_dali_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_package_version", lambda name: None)
     assert doctor.find_dali().status == "missing"
+
+
+@pytest.fixture(autouse=True)
+def _apex_was_not_imported() -> Iterator[None]:
+    """Looking for `apex.optimizers` imports apex, of which one test makes another than the next."""
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "apex"]:
+        del sys.modules[name]
+
+
+def test_nvidia_apex_is_detected_and_not_claimed_to_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "apex" / "optimizers").mkdir(parents=True)
+    for folder in (tmp_path / "apex", tmp_path / "apex" / "optimizers"):
+        (folder / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    finding = doctor.find_apex()
+    assert (finding.status, finding.use) == ("not used", "detected, not used yet")
 
 
 def test_another_package_called_apex_is_a_warning(

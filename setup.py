@@ -1,8 +1,8 @@
 """Metadata and dependencies. Tool settings: pyproject.toml; exact versions: constraints.txt.
 
 The lower bounds below are what the code needs; `constraints.txt` holds the versions that are tested
-together. NVIDIA apex is used where it is installed, and is never a requirement: the project called
-"apex" on the Python index is another one.
+together. NVIDIA apex is detected by `ganbert doctor`, not used yet, and no requirement: the project
+called "apex" on the Python index is another one.
 """
 
 import re

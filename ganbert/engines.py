@@ -61,6 +61,10 @@ class World:
     local_size: int
     device: torch.device
 
+    def describe_device(self) -> str:
+        """Name of the GPU, or "CPU"."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+
 
 @dataclass(frozen=True)
 class Engines:

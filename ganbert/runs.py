@@ -8,11 +8,10 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import Any
 
 import ganbert
 from ganbert.atomic import make_folder, output_error, write_text
@@ -87,7 +86,13 @@ class Run:
 
 
 def plan_run(
-    recipe: Recipe, *, recipe_path: Path, data: Path, output: Path, resume_from: Path | None
+    recipe: Recipe,
+    *,
+    recipe_path: Path,
+    data: Path,
+    output: Path,
+    resume_from: Path | None,
+    world_size: int = 1,
 ) -> Run:
     """Read what the run depends on, and refuse what cannot work.
 
@@ -113,7 +118,7 @@ def plan_run(
         resume_from=resume_from,
     )
     if resume_from is not None:
-        check_same_networks(run)
+        check_same_run(run, world_size)
     return run
 
 
@@ -173,36 +178,56 @@ def _only_tracer(data: Path, index: Index) -> str:
     return rows[0].tracer
 
 
-def check_same_networks(run: Run) -> None:
-    """Refuse to resume networks or units other than those that the checkpoint holds.
+def check_same_run(run: Run, world_size: int) -> None:
+    """Refuse to resume what the checkpoint does not hold, or cannot be loaded into.
 
     Raises
     ------
     CheckpointError
-        If the recipe's generator, discriminator or intensity ratio changed.
+        If the recipe's generator, discriminator, intensity ratio, ZeRO stages or precisions
+        changed, or the number of ranks did while ZeRO 1 splits the optimiser's state over them.
     """
     before = read_description(run.output)
-    now = run.recipe.run.model_dump(mode="json")
-    for network in ("generator", "discriminator"):
-        old, new = before["recipe"]["run"][network], now[network]
+    recipe_before, recipe = before["recipe"], run.recipe.model_dump(mode="json")
+    facts = {
+        "generator": [r["run"]["generator"] for r in (recipe_before, recipe)],
+        "discriminator": [r["run"]["discriminator"] for r in (recipe_before, recipe)],
+        "intensity_ratio": [before["intensity_ratio"], run.intensity_ratio],
+        "zero_optimization.stage": [_zero_stages(r) for r in (recipe_before, recipe)],
+        "precision": [_precisions(r) for r in (recipe_before, recipe)],
+    }
+    if any(_zero_stages(recipe).values()):
+        facts["number of ranks"] = [before.get("world_size"), world_size]
+    for name, (old, new) in facts.items():
         if old != new:
-            changed = [key for key in new if old.get(key) != new[key]]
             raise CheckpointError(
                 run.output,
-                expected=f"the {network} of the run that is resumed",
-                found=f"other {', '.join(changed)}",
-                remedy="restore run.yaml, or give another --output",
+                expected=f"{name} as in the run that is resumed: {_difference(old, new)}",
+                found=_difference(new, old),
+                remedy="restore the recipe and the number of ranks, or give another --output",
             )
-    if before["intensity_ratio"] != run.intensity_ratio:
-        raise CheckpointError(
-            run.output,
-            expected=f"intensity_ratio {before['intensity_ratio']}",
-            found=str(run.intensity_ratio),
-            remedy="restore run.yaml, or give another --output",
-        )
 
 
-def describe_run(run: Run, world_size: int) -> dict[str, object]:
+def _zero_stages(recipe: Mapping[str, Any]) -> dict[str, int]:
+    engines = {name: recipe[f"{name}_engine"] for name in ("generator", "discriminator")}
+    return {n: e.get("zero_optimization", {}).get("stage", 0) for n, e in engines.items()}
+
+
+def _precisions(recipe: Mapping[str, Any]) -> dict[str, str]:
+    engines = {name: recipe[f"{name}_engine"] for name in ("generator", "discriminator")}
+    return {
+        name: next((p for p in ("fp16", "bf16") if e.get(p, {}).get("enabled")), "fp32")
+        for name, e in engines.items()
+    }
+
+
+def _difference(of: object, other: object) -> str:
+    if not isinstance(of, Mapping) or not isinstance(other, Mapping):
+        return str(of)
+    return ", ".join(f"{key} {of[key]}" for key in of if of[key] != other.get(key))
+
+
+def describe_run(run: Run, world_size: int, device: str) -> dict[str, object]:
     """Everything needed to tell this run from another, as JSON (`run.json`)."""
     return {
         "ganbert_version": ganbert.__version__,
@@ -214,13 +239,13 @@ def describe_run(run: Run, world_size: int) -> dict[str, object]:
         "unit": run.training_rows[0].unit,
         "intensity_ratio": run.intensity_ratio,
         "world_size": world_size,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "device": device,
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
     }
 
 
-def write_description(run: Run, world_size: int) -> None:
+def write_description(run: Run, world_size: int, device: str) -> None:
     """Write `run.json` into RUN (rank 0)."""
     make_folder(run.output)
-    text = json.dumps(describe_run(run, world_size), indent=1) + "\n"
+    text = json.dumps(describe_run(run, world_size, device), indent=1) + "\n"
     write_text(run.output / DESCRIPTION_NAME, text)

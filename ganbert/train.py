@@ -102,10 +102,15 @@ def plan(options: argparse.Namespace) -> tuple[Run, TrainingState]:
         data=options.data,
         output=options.output,
         resume_from=find_checkpoint(options.output, options.resume),
+        world_size=_world_size(),
     )
     with torch.device("meta"):  # the shapes alone: do the networks fit the grids?
         build_generator(recipe.run.generator, run.index.mri_grid, run.index.pet_grid)
     return run, first_state(run)
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))  # the launcher's, before the ranks have met
 
 
 def first_state(run: Run) -> TrainingState:
@@ -121,7 +126,7 @@ def first_state(run: Run) -> TrainingState:
         index_sha256=run.index_sha256,
         seed=seed,
         max_steps=run.recipe.run.max_steps,
-        samples_per_micro_step=micro_batch * int(os.environ.get("WORLD_SIZE", "1")),
+        samples_per_micro_step=micro_batch * _world_size(),
     )
     return state
 
@@ -345,7 +350,7 @@ def run_training(run: Run, world: World, state: TrainingState, stop: StopRequest
         with together():
             if first:
                 opened.enter_context(claim(run.output))
-                write_description(run, world.size)
+                write_description(run, world.size, world.describe_device())
             port = run.recipe.run.metrics_port if world.local_rank == 0 else None
             telemetry = opened.enter_context(
                 Telemetry(run.output, is_first=first, port=port, total=max_steps, done=state.step)

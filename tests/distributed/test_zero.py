@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from ganbert.checkpoint import list_checkpoints
+from ganbert.errors import EXIT_USER_ERROR
 
 from .conftest import RECIPE, Launch
 from .test_train import finish, read_log, weights_of
@@ -60,3 +61,34 @@ def test_a_partitioned_run_resumes_to_the_same_weights_as_an_undisturbed_one(
         for run in (whole, cut)
     ]
     assert losses[0] == losses[1]
+
+
+def one_error(output: str) -> str:
+    assert "Traceback" not in output, output
+    lines = [line for line in output.splitlines() if "error:" in line]
+    assert len(lines) == 1, output
+    return lines[0]
+
+
+@pytest.mark.timeout(600)
+def test_a_partitioned_run_resumes_on_its_own_ranks_and_stage_alone(
+    launch: Launch, prepared: Path, recipe: Path, tmp_path: Path
+) -> None:
+    options: tuple[Any, ...] = ("--config", recipe, "--data", prepared, "--output")
+    whole = tmp_path / "whole"
+    code, output = finish(launch(*options, whole))
+    assert code == 0, output
+    elsewhere = cut_in_half(whole, tmp_path / "elsewhere")
+    before = (elsewhere / "run.json").read_bytes()
+    code, output = finish(launch(*options, elsewhere, num_ranks=1))
+    assert code == EXIT_USER_ERROR, output
+    assert "number of ranks as in the run that is resumed: 2, found 1" in one_error(output)
+    assert (elsewhere / "run.json").read_bytes() == before
+
+    for name in ("generator.json", "discriminator.json"):
+        text = (recipe / name).read_text()
+        (tmp_path / name).write_text(text)
+        (recipe / name).write_text(text.replace('"stage": 1', '"stage": 0'))
+    code, output = finish(launch(*options, elsewhere))
+    assert code == EXIT_USER_ERROR, output
+    assert "zero_optimization.stage" in one_error(output)

@@ -125,7 +125,7 @@ def test_no_training_rows_are_refused(tmp_path: Path) -> None:
 
 def test_description_is_json_that_tells_runs_apart(data: Path) -> None:
     run = plan(data, recipe(seed=4))
-    described = json.loads(json.dumps(describe_run(run, world_size=3)))
+    described = json.loads(json.dumps(describe_run(run, world_size=3, device="CPU")))
     assert described["recipe"]["run"]["seed"] == 4
     assert described["recipe"]["generator_engine"] == {"steps": 1}
     assert described["recipe_name"] == "demo"
@@ -137,14 +137,14 @@ def test_description_is_json_that_tells_runs_apart(data: Path) -> None:
 
 def test_description_is_written_whole(data: Path) -> None:
     run = plan(data, recipe())
-    write_description(run, 2)
+    write_description(run, 2, "CPU")
     assert [path.name for path in run.output.iterdir()] == [DESCRIPTION_NAME]
-    assert json.loads((run.output / DESCRIPTION_NAME).read_text()) == describe_run(run, 2)
+    assert json.loads((run.output / DESCRIPTION_NAME).read_text()) == describe_run(run, 2, "CPU")
 
 
 @pytest.fixture
 def checkpoint(data: Path) -> Path:
-    write_description(plan(data, recipe()), 2)
+    write_description(plan(data, recipe()), 2, "CPU")
     return data.parent / "run" / "checkpoints" / "step-00000005"
 
 
@@ -164,11 +164,20 @@ def test_what_is_no_network_may_change(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"generator": {"channels": [4, 8]}}, "the generator of the run .* other channels"),
-        ({"generator": {"activation": "tanh"}}, "other activation"),
-        ({"discriminator": {"num_layers": 1}}, "the discriminator .* other num_layers"),
-        ({"intensity_ratio": 0.2}, "intensity_ratio 0.1, found 0.2"),
-        ({"intensity_ratio": "auto"}, "intensity_ratio 0.1, found 0.02"),
+        (
+            {"generator": {"channels": [4, 8]}},
+            r"generator as in the run .* channels \[16, 32, 64, 128, 256\], found channels \[4, 8\]",
+        ),
+        ({"generator": {"activation": "tanh"}}, "activation tanhshrink, found activation tanh"),
+        (
+            {"discriminator": {"num_layers": 1}},
+            "discriminator as in the run .* num_layers 12, found num_layers 1",
+        ),
+        ({"intensity_ratio": 0.2}, "intensity_ratio as in the run that is resumed: 0.1, found 0.2"),
+        (
+            {"intensity_ratio": "auto"},
+            "intensity_ratio as in the run that is resumed: 0.1, found 0.02",
+        ),
     ],
 )
 def test_other_networks_or_units_may_not_go_on(

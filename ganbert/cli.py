@@ -6,6 +6,7 @@ user's mistake leaves through `errors.one_line_errors`: one line, exit code 2.
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -64,6 +65,7 @@ def phantom(
     from ganbert.data.phantom import make_cohort
 
     make_cohort(out, num_subjects=subjects, tracer=tracer, seed=seed, size=size, jobs=jobs)
+    typer.echo(out)
 
 
 @app.command()
@@ -114,8 +116,13 @@ def train(
     ] = None,
 ) -> None:
     """Train on this node: runs `deepspeed ganbert/train.py`; SIGTERM and Ctrl-C save first."""
+    from ganbert.config import load_recipe
+    from ganbert.data.index import load_index
     from ganbert.launch import launch
 
+    # Here already: under the launcher the line comes late, and among others.
+    load_recipe(config)
+    load_index(data)
     options = ["--config", config, "--data", data, "--output", output, "--resume", resume]
     if max_steps is not None:
         options += ["--max-steps", max_steps]
@@ -181,6 +188,8 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    # As Ctrl-C: what is half done is removed, and workers end.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with one_line_errors():
         app()
 

@@ -204,7 +204,8 @@ def _mend(name: str, value: object) -> str:
 
 def first_problem(where: object, error: ValidationError, model: type[BaseModel]) -> ConfigError:
     """Turn what pydantic found first into one line that names the setting."""
-    problems = error.errors()
+    # A mistyped key comes before the required one that is missing because of it.
+    problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
     problem = problems[0]
     if problem["type"] == "extra_forbidden":
         return _unknown_key(where, problem["loc"], model)
@@ -212,6 +213,8 @@ def first_problem(where: object, error: ValidationError, model: type[BaseModel])
     same = [p["msg"] for p in problems if _name_of(p["loc"], model) == name]
     expected = " or ".join(dict.fromkeys(m.removeprefix("Value error, ") for m in same))
     found = "nothing" if problem["type"] == "missing" else repr(problem["input"])
+    if isinstance(problem["input"], dict) and problem["type"] == "value_error":
+        found = "settings that contradict each other"
     return ConfigError(
         where,
         expected=f"{name}: {expected}" if name else expected,

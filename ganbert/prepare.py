@@ -17,6 +17,7 @@ import functools
 import hashlib
 import importlib.metadata
 import platform
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -50,7 +51,7 @@ from ganbert.data.index import (
 from ganbert.data.layouts import find_pairs
 from ganbert.data.nifti import check_header
 from ganbert.data.volume import Pair
-from ganbert.errors import ConfigError, OutputError, PlatformError
+from ganbert.errors import ConfigError, DatasetError, OutputError, PlatformError
 
 SPLIT_FRACTIONS = (0.7, 0.1, 0.2)
 _PLAN_NAME = "prepare.json"
@@ -118,6 +119,7 @@ def prepare(
     """
     _check_options(fractions, jobs)
     pairs = find_pairs(bids, layout)
+    _check_units(bids, pairs)
     plan = Plan(
         dataset=str(bids.resolve()),
         mri_grid=mri_grid,
@@ -144,6 +146,21 @@ def prepare(
         )
         save_index(index, out)
     return index
+
+
+def _check_units(bids: Path, pairs: Sequence[Pair]) -> None:
+    """Refuse a tracer in two units before hours of work: training could not tell them apart."""
+    for tracer in dict.fromkeys(pair.tracer for pair in pairs):
+        units = Counter(pair.unit for pair in pairs if pair.tracer == tracer)
+        (usual, _), *others = units.most_common()
+        odd = sorted({f"sub-{p.subject}" for p in pairs if p.tracer == tracer if p.unit != usual})
+        if others:
+            raise DatasetError(
+                bids,
+                expected=f"one unit for all {tracer} PET ({usual} in most)",
+                found=f"{', '.join(unit for unit, _ in others)} in {', '.join(odd)}",
+                remedy="convert these images and their sidecars, or leave the subjects out",
+            )
 
 
 def split_subjects(

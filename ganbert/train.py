@@ -357,7 +357,8 @@ def run_training(run: Run, world: World, state: TrainingState, stop: StopRequest
             )
             batches = opened.enter_context(open_loader(run, engines, world, state))
         origin = f"from step {state.step}" if run.resume_from else "from the start"
-        telemetry.say(f"{world.size} ranks on {world.device.type}, {origin}")
+        ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"
+        telemetry.say(f"{ranks} on {world.device.type}, {origin}")
         if warning := run.ratio_warning():
             telemetry.say(warning)
         telemetry.say(f"metrics on port {telemetry.port} of each node")

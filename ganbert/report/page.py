@@ -143,12 +143,11 @@ def _facts(settings: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _commands(settings: dict[str, Any]) -> str:
-    """Return the shell commands that repeat the run; PREPARED and RUN are the reader's folders."""
-    recipe = f"ds_configs/{settings.get('recipe_name', 'RECIPE')}"
+    """Return the shell commands that repeat the run; words in capitals are the reader's folders."""
     ranks = str(settings.get("world_size", 1))
     lines = (
         ["deepspeed", "--num_gpus", ranks, "ganbert/train.py",
-         "--config", recipe, "--data", "PREPARED", "--output", "RUN"],
+         "--config", "RECIPE", "--data", "PREPARED", "--output", "RUN"],
         ["ganbert", "evaluate", "RUN"],
         ["ganbert", "report", "RUN"],
     )  # fmt: skip

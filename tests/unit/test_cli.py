@@ -110,6 +110,7 @@ def test_wrong_usage_leaves_with_2(arguments: tuple[str, ...]) -> None:
         (("evaluate", "{}/none"), "none"),
         (("infer", "{}/none", "{}/out", "participant", "--model", "{}/m"), "{}"),
         (("report", "{}/none"), "none"),
+        (("train", "--config", "{}/none", "--data", "{}/d", "--output", "{}/run"), "none"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
@@ -133,6 +134,8 @@ def test_train_starts_the_launcher_and_returns_its_code(monkeypatch: pytest.Monk
         return 75
 
     monkeypatch.setattr("ganbert.launch.supervise", supervise)
+    monkeypatch.setattr("ganbert.config.load_recipe", lambda path: None)
+    monkeypatch.setattr("ganbert.data.index.load_index", lambda path: None)
     monkeypatch.setenv("PATH", "/bin")
     options = ["--config", "c", "--data", "d", "--output", "o", "--max-steps", "9"]
     result = CliRunner().invoke(app, ["train", *options, "--num-gpus", "2", "--master-port", "7"])

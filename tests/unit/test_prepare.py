@@ -1,12 +1,17 @@
 """The subject-level split: exact sizes, no leak, stable. (The rest: tests/integration.)"""
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ganbert.prepare import split_subjects
+from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID
+from ganbert.errors import DatasetError
+from ganbert.prepare import prepare, split_subjects
+from tests.bids_tree import write_tree
 
 labels = st.lists(st.text("abc0123", min_size=1, max_size=4), min_size=1, max_size=60)
 
@@ -39,3 +44,12 @@ def test_adding_a_subject_moves_few_others() -> None:
     before = split_subjects(subjects[:100], 0)
     after = split_subjects(subjects, 0)
     assert sum(before[subject] != after[subject] for subject in before) <= 2
+
+
+def test_a_tracer_in_two_units_is_refused_before_any_work(tmp_path: Path) -> None:
+    dataset = write_tree(tmp_path / "bids", 3)
+    sidecar = sorted(dataset.glob("sub-*/pet/*_pet.json"))[1]
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"Units": "kBq/mL"}))
+    with pytest.raises(DatasetError, match=r"one unit for all .* found kBq/mL in sub-02"):
+        prepare(dataset, tmp_path / "out", mri_grid=TINY_MRI_GRID, pet_grid=TINY_PET_GRID, jobs=1)
+    assert not (tmp_path / "out").exists()

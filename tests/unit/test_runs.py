@@ -166,7 +166,7 @@ def test_what_is_no_network_may_change(
     [
         (
             {"generator": {"channels": [4, 8]}},
-            r"generator as in the run .* channels \[16, 32, 64, 128, 256\], found channels \[4, 8\]",
+            r"generator as in the run .* \[16, 32, 64, 128, 256\], found channels \[4, 8\]",
         ),
         ({"generator": {"activation": "tanh"}}, "activation tanhshrink, found activation tanh"),
         (

@@ -317,7 +317,7 @@ def evaluate(
     data : the prepared folder, if it has moved since the training
     split : "test", "val" or "train"
     device : "auto", "cpu", "cuda", ...
-    console : where progress and the table go; default: standard output
+    console : where the table goes; default: standard output. Progress: standard error
 
     Returns
     -------
@@ -348,7 +348,7 @@ def evaluate(
         (partial / "pet_fake").mkdir()
         metrics: list[Line] = []
         regions: list[Line] = []
-        for row in track(rows, description="evaluate", console=console):
+        for row in track(rows, description="evaluate", console=Console(stderr=True)):
             of_images, of_regions = judge.judge(row, partial / "pet_fake")
             metrics += of_images
             regions += of_regions

@@ -82,7 +82,7 @@ constraints: $(INSTALLED) ## print the versions that .venv holds now, in the for
 # ---- the demo ----------------------------------------------------------------------------------
 .PHONY: demo demo-clean
 demo: $(DEMO_DIR)/.report.done ## phantom -> prepare -> train -> evaluate -> infer -> report, on what this machine has
-	@sed "/^evaluate /d" "$(DEMO_DIR)/table.txt"
+	@cat "$(DEMO_DIR)/table.txt"
 	@echo; echo "The same with pictures: $(DEMO_DIR)/run/report.html"
 	@echo "The real T1w with its synthetic PET on top: $(DEMO_DIR)/real/overlay.png"
 

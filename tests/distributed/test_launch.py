@@ -49,6 +49,7 @@ def processes_of(run: Path) -> list[psutil.Process]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_sigterm_saves_and_leaves_nothing_behind(
     training: "subprocess.Popen[str]", tmp_path: Path
@@ -64,6 +65,7 @@ def test_sigterm_saves_and_leaves_nothing_behind(
     assert json.loads((checkpoint / "state.json").read_text())["step"] == last
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_death_of_the_launcher_is_no_success_and_leaves_no_orphans(
     training: "subprocess.Popen[str]", tmp_path: Path

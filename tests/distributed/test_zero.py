@@ -38,8 +38,16 @@ def cut_in_half(whole: Path, cut: Path) -> Path:
     return cut
 
 
+def one_error(output: str) -> str:
+    assert "Traceback" not in output, output
+    lines = [line for line in output.splitlines() if "error:" in line]
+    assert len(lines) == 1, output
+    return lines[0]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_partitioned_run_resumes_to_the_same_weights_as_an_undisturbed_one(
+def test_a_partitioned_run_resumes_on_as_many_ranks_to_the_weights_of_an_undisturbed_one(
     launch: Launch, prepared: Path, recipe: Path, tmp_path: Path
 ) -> None:
     options: tuple[Any, ...] = ("--config", recipe, "--data", prepared, "--output")
@@ -50,6 +58,12 @@ def test_a_partitioned_run_resumes_to_the_same_weights_as_an_undisturbed_one(
     assert len(parts) == 4, "two networks, two ranks"
 
     cut = cut_in_half(whole, tmp_path / "cut")
+    before = (cut / "run.json").read_bytes()
+    code, output = finish(launch(*options, cut, num_ranks=1))
+    assert code == EXIT_USER_ERROR, output
+    assert "number of ranks as in the run that is resumed: 2, found 1" in one_error(output)
+    assert (cut / "run.json").read_bytes() == before, "a refused resume leaves no trace"
+
     code, output = finish(launch(*options, cut))
     assert code == 0, output
     expected, actual = weights_of(whole), weights_of(cut)
@@ -61,34 +75,3 @@ def test_a_partitioned_run_resumes_to_the_same_weights_as_an_undisturbed_one(
         for run in (whole, cut)
     ]
     assert losses[0] == losses[1]
-
-
-def one_error(output: str) -> str:
-    assert "Traceback" not in output, output
-    lines = [line for line in output.splitlines() if "error:" in line]
-    assert len(lines) == 1, output
-    return lines[0]
-
-
-@pytest.mark.timeout(600)
-def test_a_partitioned_run_resumes_on_its_own_ranks_and_stage_alone(
-    launch: Launch, prepared: Path, recipe: Path, tmp_path: Path
-) -> None:
-    options: tuple[Any, ...] = ("--config", recipe, "--data", prepared, "--output")
-    whole = tmp_path / "whole"
-    code, output = finish(launch(*options, whole))
-    assert code == 0, output
-    elsewhere = cut_in_half(whole, tmp_path / "elsewhere")
-    before = (elsewhere / "run.json").read_bytes()
-    code, output = finish(launch(*options, elsewhere, num_ranks=1))
-    assert code == EXIT_USER_ERROR, output
-    assert "number of ranks as in the run that is resumed: 2, found 1" in one_error(output)
-    assert (elsewhere / "run.json").read_bytes() == before
-
-    for name in ("generator.json", "discriminator.json"):
-        text = (recipe / name).read_text()
-        (tmp_path / name).write_text(text)
-        (recipe / name).write_text(text.replace('"stage": 1', '"stage": 0'))
-    code, output = finish(launch(*options, elsewhere))
-    assert code == EXIT_USER_ERROR, output
-    assert "zero_optimization.stage" in one_error(output)

@@ -209,3 +209,22 @@ def test_ratio_far_from_the_suggested_one_is_said(data: Path) -> None:
     warning = plan(data, recipe(intensity_ratio=0.1)).ratio_warning()
     assert warning is not None
     assert "0.1 is far from the 0.02" in warning
+
+
+def engines(stage: int = 0, **precision: Any) -> dict[str, Any]:
+    return {"zero_optimization": {"stage": stage}} | precision
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        (engines(stage=1), "zero_optimization.stage .*: generator 0, discriminator 0, found"),
+        (engines(bf16={"enabled": True}), "precision .* found generator bf16"),
+    ],
+)
+def test_engines_that_cannot_load_the_checkpoint_may_not_go_on(
+    data: Path, checkpoint: Path, engine: dict[str, Any], message: str
+) -> None:
+    given = recipe().model_copy(update={"generator_engine": engine, "discriminator_engine": engine})
+    with pytest.raises(CheckpointError, match=message):
+        plan(data, given, checkpoint)

@@ -83,9 +83,17 @@ class GeneratorConfig(Strict):
 
 
 class DiscriminatorConfig(Strict):
-    """BERT as the adversary (paper, section 4.2); the sizes default to BERT-base."""
+    """The adversary (paper, section 4.2); the sizes default to BERT-base.
 
-    kind: Literal["bert"] = "bert"
+    Attributes
+    ----------
+    kind : `bert`; `patchgan`, the CNN of pix2pix; `bert_patchgan`, the paper's "with CNN-D";
+        `none`, no adversary: L1 alone
+    patch_channels : widths of the CNN's layers, each of which halves the image
+    """
+
+    kind: Literal["bert", "patchgan", "bert_patchgan", "none"] = "bert"
+    patch_channels: tuple[PositiveInt, ...] = Field(default=(32, 64, 128), min_length=1)
     hidden_size: PositiveInt = 768
     num_layers: PositiveInt = 12
     num_heads: PositiveInt = 12
@@ -110,6 +118,8 @@ class LossConfig(Strict):
     nsp: float = Field(default=20.0, ge=0.0)
     mlm: float = Field(default=1.0, ge=0.0)
     l1: float = Field(default=20.0, ge=0.0)
+    # Of the CNN discriminator, where there is one. pix2pix: 1 (with 100 for L1).
+    patch: float = Field(default=1.0, ge=0.0)
     # Norm of the adversarial gradient at the generator's output, at most this share of L1's.
     # None leaves it as it comes, as in the paper.
     max_adversarial_ratio: float | None = Field(default=None, gt=0.0)

@@ -68,10 +68,16 @@ class World:
 
 @dataclass(frozen=True)
 class Engines:
-    """The two engines of a run."""
+    """The two engines of a run; no discriminator where the generator learns from L1 alone."""
 
     generator: deepspeed.DeepSpeedEngine
-    discriminator: deepspeed.DeepSpeedEngine
+    discriminator: deepspeed.DeepSpeedEngine | None
+
+    @property
+    def by_name(self) -> dict[str, deepspeed.DeepSpeedEngine]:
+        """Those that there are, by the names of their checkpoints."""
+        both = {"generator": self.generator, "discriminator": self.discriminator}
+        return {name: engine for name, engine in both.items() if engine is not None}
 
     @property
     def micro_batch(self) -> int:
@@ -225,9 +231,9 @@ def _build_engine(where: str, module: nn.Module, config: dict[str, Any]) -> Any:
 
 
 def build_engines(
-    generator: nn.Module, discriminator: nn.Module, recipe: Recipe, max_steps: int
+    generator: nn.Module, discriminator: nn.Module | None, recipe: Recipe, max_steps: int
 ) -> Engines:
-    """Wrap both networks, each with the optimiser, schedule and precision of its own JSON.
+    """Wrap the networks, each with the optimiser, schedule and precision of its own JSON.
 
     Raises
     ------
@@ -241,21 +247,24 @@ def build_engines(
     discriminator_config = resolve_schedule(recipe.discriminator_engine, max_steps)
     return Engines(
         _build_engine(GENERATOR_FILE, generator, generator_config),
-        _build_engine(DISCRIMINATOR_FILE, discriminator, discriminator_config),
+        None
+        if discriminator is None
+        else _build_engine(DISCRIMINATOR_FILE, discriminator, discriminator_config),
     )
 
 
 @contextlib.contextmanager
-def frozen(engine: deepspeed.DeepSpeedEngine) -> Iterator[nn.Module]:
-    """Yield the engine's bare module with all parameters frozen, and thaw them afterwards.
+def frozen(engine: deepspeed.DeepSpeedEngine | None) -> Iterator[nn.Module | None]:
+    """Yield the engine's bare module, if any, all parameters frozen, and thaw them afterwards.
 
     Gradients still flow through the module to its input; none reaches its parameters.
     """
-    parameters = [p for p in engine.module.parameters() if p.requires_grad]
+    module = None if engine is None else engine.module
+    parameters = [] if module is None else [p for p in module.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
-        yield engine.module
+        yield module
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
@@ -269,8 +278,8 @@ def check_weights(engines: Engines, step: int) -> None:
     GanbertError
         Naming the network.
     """
-    for name in ("generator", "discriminator"):
-        weights = getattr(engines, name).module.parameters()
+    for name, engine in engines.by_name.items():
+        weights = engine.module.parameters()
         if not all(bool(torch.isfinite(weight).all()) for weight in weights):
             raise GanbertError(
                 f"step {step}",

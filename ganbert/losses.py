@@ -2,16 +2,18 @@
 
     G* = w_nsp arg min_G max_D L_cGAN(G, D) + w_mlm L_MLM(G) + w_l1 L_L1(G)      (1)
 
-To add a term: a function here, entered in `TERMS`, over which the tests run; its weight of the same
-name in `config.LossConfig`; a line in the step of `train.py` that it belongs to, which alone knows
-the term's arguments; its column in `telemetry.StepStats`.
+To add a term: a function here, entered in `TERMS`, over which the tests run; its line in `judged`,
+if it belongs to a head of a discriminator; its weight of the same name in `config.LossConfig`; its
+column in `telemetry.StepStats`.
 """
 
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, l1_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, l1_loss
+
+from ganbert.models.discriminators import Judgement
 
 # As in BERT's own next-sentence prediction: class 0 is the true continuation.
 REAL, GENERATED = 0, 1
@@ -29,18 +31,20 @@ def l1(pet_fake: Tensor, pet_real: Tensor) -> Tensor:
     return l1_loss(pet_fake, pet_real)
 
 
-def nsp(nsp_logits: Tensor, label: int) -> Tensor:
+def nsp(nsp_logits: Tensor, label: int | Tensor) -> Tensor:
     """Cross-entropy of "next sentence": is this PET real (0) or generated (1)?
 
     Parameters
     ----------
     nsp_logits : Tensor (N, 2), float32
-    label : the class asked for. BERT asks for the truth; the generator asks for `REAL` where the
-        PET is generated (the non-saturating form of the minimax game: design decision).
+    label : the class asked for, one for all rows or a Tensor (N,), int64. BERT asks for the truth;
+        the generator asks for `REAL` where the PET is generated (the non-saturating form of the
+        minimax game: design decision).
 
     Source: Shin et al. 2020, Eq. 1, L_cGAN(G, D); section 4.2 "Next Sentence Prediction".
     """
-    return cross_entropy(nsp_logits, torch.full_like(nsp_logits[:, 0], label, dtype=torch.long))
+    classes = torch.as_tensor(label, device=nsp_logits.device).expand(len(nsp_logits))
+    return cross_entropy(nsp_logits, classes)
 
 
 def mlm(mlm_logits: Tensor, mlm_labels: Tensor) -> Tensor:
@@ -56,7 +60,39 @@ def mlm(mlm_logits: Tensor, mlm_labels: Tensor) -> Tensor:
     return cross_entropy(mlm_logits.flatten(0, 1), mlm_labels.flatten())
 
 
-TERMS: dict[str, Callable[..., Tensor]] = {"l1": l1, "nsp": nsp, "mlm": mlm}
+def patch(patch_logits: Tensor, label: int | Tensor) -> Tensor:
+    """Binary cross-entropy of "is this patch real?", over all patches.
+
+    Parameters
+    ----------
+    patch_logits : Tensor (N, 1, d, h, w), float32; positive where a patch looks real
+    label : the class asked for, as in `nsp`
+
+    Source: Isola et al. 2017, Eq. 1 (L_cGAN), for the paper's "CNN-D" and its pix2pix baselines.
+    """
+    classes = torch.as_tensor(label, device=patch_logits.device).expand(len(patch_logits))
+    is_real = (classes == REAL).to(patch_logits.dtype).view(-1, 1, 1, 1, 1)
+    return binary_cross_entropy_with_logits(patch_logits, is_real.expand_as(patch_logits))
+
+
+TERMS: dict[str, Callable[..., Tensor]] = {"l1": l1, "nsp": nsp, "mlm": mlm, "patch": patch}
+
+
+def judged(judgement: Judgement, label: int | Tensor) -> dict[str, Tensor]:
+    """Return the terms of Eq. 1 for which a judgement has logits, by name.
+
+    Parameters
+    ----------
+    label : the class asked for, as in `nsp`
+    """
+    terms = {}
+    if judgement.nsp_logits is not None:
+        terms["nsp"] = nsp(judgement.nsp_logits, label)
+    if judgement.mlm_logits is not None and judgement.mlm_labels is not None:
+        terms["mlm"] = mlm(judgement.mlm_logits, judgement.mlm_labels)
+    if judgement.patch_logits is not None:
+        terms["patch"] = patch(judgement.patch_logits, label)
+    return terms
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -35,7 +35,10 @@ class StepStats:
     epoch : samples_seen divided by the number of training rows
     seconds : wall time of the step; data_wait_seconds is the part spent waiting for the loader
     volumes_per_second : over all ranks
-    nsp_accuracy_real, nsp_accuracy_generated : share that BERT judged rightly, 0..1
+    nsp_accuracy_real, nsp_accuracy_generated : share that BERT judged rightly, or of the patches
+        that a CNN without BERT did, 0..1
+
+    What belongs to a head that the recipe's discriminator does not have is None.
     """
 
     step: int
@@ -44,15 +47,35 @@ class StepStats:
     seconds: float
     volumes_per_second: float
     data_wait_seconds: float
-    loss_l1: float
-    loss_nsp_generator: float
-    loss_mlm_generator: float
-    loss_nsp_discriminator: float
-    loss_mlm_discriminator: float
-    nsp_accuracy_real: float
-    nsp_accuracy_generated: float
     learning_rate_generator: float
-    learning_rate_discriminator: float
+    loss_l1: float
+    learning_rate_discriminator: float | None = None
+    loss_nsp_generator: float | None = None
+    loss_mlm_generator: float | None = None
+    loss_patch_generator: float | None = None
+    loss_nsp_discriminator: float | None = None
+    loss_mlm_discriminator: float | None = None
+    loss_patch_discriminator: float | None = None
+    nsp_accuracy_real: float | None = None
+    nsp_accuracy_generated: float | None = None
+
+
+def _starting_with(stats: StepStats, prefix: str) -> dict[str, float]:
+    """Fields of that prefix that have a value, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in asdict(stats).items()
+        if name.startswith(prefix) and value is not None
+    }
+
+
+def _losses(stats: StepStats) -> dict[tuple[str, str], float]:
+    """Values by (network, term)."""
+    losses = {}
+    for name, value in _starting_with(stats, "loss_").items():
+        term, _, network = name.partition("_")
+        losses[network or "generator", term] = value  # L1 is the generator's alone
+    return losses
 
 
 class PrometheusSink:
@@ -112,15 +135,11 @@ class PrometheusSink:
         self._wait.inc(stats.data_wait_seconds)
         self._seconds.observe(stats.seconds)
         self._epoch.set(stats.epoch)
-        self._loss.labels("generator", "l1").set(stats.loss_l1)
-        self._loss.labels("generator", "nsp").set(stats.loss_nsp_generator)
-        self._loss.labels("generator", "mlm").set(stats.loss_mlm_generator)
-        self._loss.labels("discriminator", "nsp").set(stats.loss_nsp_discriminator)
-        self._loss.labels("discriminator", "mlm").set(stats.loss_mlm_discriminator)
-        self._accuracy.labels("real").set(stats.nsp_accuracy_real)
-        self._accuracy.labels("generated").set(stats.nsp_accuracy_generated)
-        self._rate.labels("generator").set(stats.learning_rate_generator)
-        self._rate.labels("discriminator").set(stats.learning_rate_discriminator)
+        for labels, value in _losses(stats).items():
+            self._loss.labels(*labels).set(value)
+        for family, prefix in ((self._accuracy, "nsp_accuracy_"), (self._rate, "learning_rate_")):
+            for name, value in _starting_with(stats, prefix).items():
+                family.labels(name).set(value)
 
     def close(self) -> None:
         """Stop serving."""
@@ -170,12 +189,17 @@ class ConsoleSink:
     @staticmethod
     def line(stats: StepStats) -> str:
         """Describe a step in a few words."""
-        return (
-            f"{stats.volumes_per_second:.2f} vol/s  L1 {stats.loss_l1:.3f}"
-            f"  G nsp {stats.loss_nsp_generator:.2f} mlm {stats.loss_mlm_generator:.2f}"
-            f"  D nsp {stats.loss_nsp_discriminator:.2f} mlm {stats.loss_mlm_discriminator:.2f}"
-            f"  acc real {stats.nsp_accuracy_real:.0%} gen {stats.nsp_accuracy_generated:.0%}"
-        )
+        words = [f"{stats.volumes_per_second:.2f} vol/s  L1 {stats.loss_l1:.3f}"]
+        for network, letter in (("generator", "G"), ("discriminator", "D")):
+            of_network = {
+                t: v for (n, t), v in _losses(stats).items() if n == network and t != "l1"
+            }
+            if of_network:
+                words.append(" ".join([letter, *(f"{t} {v:.2f}" for t, v in of_network.items())]))
+        if stats.nsp_accuracy_real is not None and stats.nsp_accuracy_generated is not None:
+            real, generated = stats.nsp_accuracy_real, stats.nsp_accuracy_generated
+            words.append(f"acc real {real:.0%} gen {generated:.0%}")
+        return "  ".join(words)
 
     def write(self, stats: StepStats) -> None:
         """Show one step."""

@@ -142,10 +142,18 @@ def seed_micro_step(seed: int, micro_step: int, rank: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(masks))
 
 
+def sample_masks(engines: Engines, num_rows: int, generator: torch.Generator) -> Tensor:
+    """Masked positions of `num_rows` sequences: Tensor (N, M), int64; M = 0 without BERT."""
+    if engines.discriminator is None:
+        return torch.zeros(num_rows, 0, dtype=torch.int64)
+    positions: Tensor = engines.discriminator.module.sample_masks(num_rows, generator)
+    return positions
+
+
 def discriminator_step(
     engines: Engines, batch: Batch, pet_fake: Tensor, masks: Tensor, config: LossConfig
 ) -> dict[str, Tensor]:
-    """BERT learns to tell real from generated and to fill in masked values (Eq. 1, max_D).
+    """The discriminator learns to tell real from generated, BERT to fill in masked values (max_D).
 
     Parameters
     ----------
@@ -156,21 +164,20 @@ def discriminator_step(
     -------
     Losses and accuracies, scalars, by their names in `StepStats`.
     """
+    if engines.discriminator is None:
+        return {}
     # Real and generated in one batch, half each (paper, section 4.2): one pass instead of two.
     pet = torch.cat((batch.pet_real, pet_fake.detach()))
     judgement = engines.discriminator(batch.mri, pet, batch.pet_real, masks)
-    on_real, on_fake = judgement.nsp_logits.chunk(2)
-    terms = {
-        "nsp": (losses.nsp(on_real, losses.REAL) + losses.nsp(on_fake, losses.GENERATED)) / 2,
-        "mlm": losses.mlm(judgement.mlm_logits, judgement.mlm_labels),
-    }
+    truth = torch.tensor([losses.REAL, losses.GENERATED], device=pet.device)
+    terms = losses.judged(judgement, truth.repeat_interleave(len(batch.mri)))
     engines.discriminator.backward(losses.weighted_sum(terms, config.model_dump()))
     engines.discriminator.step()
-    return {
-        "loss_nsp_discriminator": terms["nsp"].detach(),
-        "loss_mlm_discriminator": terms["mlm"].detach(),
-        "nsp_accuracy_real": (on_real.argmax(1) == losses.REAL).float().mean(),
-        "nsp_accuracy_generated": (on_fake.argmax(1) == losses.GENERATED).float().mean(),
+    on_real, on_fake = judgement.share_real().chunk(2)
+    named = {f"loss_{name}_discriminator": term.detach() for name, term in terms.items()}
+    return named | {
+        "nsp_accuracy_real": on_real.mean(),
+        "nsp_accuracy_generated": 1 - on_fake.mean(),
     }
 
 
@@ -189,20 +196,17 @@ def generator_step(
     Losses, scalars, by their names in `StepStats`.
     """
     for_l1, for_adversary = losses.hold_adversary(pet_fake, config.max_adversarial_ratio)
+    terms = {"l1": losses.l1(for_l1, batch.pet_real)}
     with frozen(engines.discriminator) as discriminator:
-        judgement = discriminator(batch.mri, for_adversary, batch.pet_real, masks)
-        terms = {
-            "l1": losses.l1(for_l1, batch.pet_real),
-            "nsp": losses.nsp(judgement.nsp_logits, losses.REAL),
-            "mlm": losses.mlm(judgement.mlm_logits, judgement.mlm_labels),
-        }
+        if discriminator is not None:
+            judgement = discriminator(batch.mri, for_adversary, batch.pet_real, masks)
+            terms |= losses.judged(judgement, losses.REAL)
         engines.generator.backward(losses.weighted_sum(terms, config.model_dump()))
         engines.generator.step()
-    return {
-        "loss_l1": terms["l1"].detach(),
-        "loss_nsp_generator": terms["nsp"].detach(),
-        "loss_mlm_generator": terms["mlm"].detach(),
+    adversarial = {
+        f"loss_{name}_generator": term.detach() for name, term in terms.items() if name != "l1"
     }
+    return {"loss_l1": terms["l1"].detach()} | adversarial
 
 
 def train(
@@ -221,7 +225,6 @@ def train(
     The state after the last step done; `state.step` falls short of `max_steps` if interrupted.
     """
     config = run.recipe.run
-    named = {"generator": engines.generator, "discriminator": engines.discriminator}
     samples_per_step = engines.micro_batch * engines.accumulation * world.size
     num_rows = len(run.training_rows)
 
@@ -234,7 +237,7 @@ def train(
             waited += time.perf_counter() - asked
             micro_step = state.step * engines.accumulation + micro
             masks_of = seed_micro_step(config.seed, micro_step, world.rank)
-            masks = engines.discriminator.module.sample_masks(3 * len(batch.mri), masks_of)
+            masks = sample_masks(engines, 3 * len(batch.mri), masks_of)
             judged, made = masks.to(world.device).tensor_split([2 * len(batch.mri)])
             # One forward pass of the generator serves both steps.
             pet_fake = engines.generator(batch.mri)
@@ -258,7 +261,9 @@ def train(
                 volumes_per_second=samples_per_step / seconds,
                 data_wait_seconds=waited,
                 learning_rate_generator=engines.generator.get_lr()[0],
-                learning_rate_discriminator=engines.discriminator.get_lr()[0],
+                learning_rate_discriminator=engines.discriminator.get_lr()[0]
+                if engines.discriminator
+                else None,
                 **means,
             ),
             samples_per_step * world.local_size // world.size,
@@ -266,7 +271,7 @@ def train(
         last = state.step == config.max_steps
         if interrupted or last or state.step % config.checkpoint_every == 0:
             check_weights(engines, state.step)
-            save_checkpoint(run.output, named, state, keep=config.keep_checkpoints)
+            save_checkpoint(run.output, engines.by_name, state, keep=config.keep_checkpoints)
         if interrupted:
             break
     return state
@@ -307,13 +312,12 @@ def prepare_engines(run: Run) -> Engines:
     torch.manual_seed(config.seed)
     engines = build_engines(
         build_generator(config.generator, run.index.mri_grid, run.index.pet_grid),
-        build_discriminator(config.discriminator),
+        build_discriminator(config.discriminator, run.index.mri_grid, run.index.pet_grid),
         run.recipe,
         config.max_steps,
     )
     if run.resume_from is not None:
-        named = {"generator": engines.generator, "discriminator": engines.discriminator}
-        load_checkpoint(run.resume_from, named)
+        load_checkpoint(run.resume_from, engines.by_name)
     return engines
 
 

@@ -1,7 +1,7 @@
 """The adversaries, one class each, and their registry.
 
 A discriminator takes images and returns a `Judgement`; how it looks at them is its own business.
-To add one, write a class with the same `forward`, enter it in `DISCRIMINATORS` and its name in
+To add one, subclass `Discriminator`, enter it in `DISCRIMINATORS` and its name in
 `config.DiscriminatorConfig.kind` (configuration stands below the models and cannot see them).
 """
 
@@ -11,29 +11,43 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ganbert.config import DiscriminatorConfig
+from ganbert.config import DiscriminatorConfig, Grid
 from ganbert.models.bert import IntensityBert, sample_masked_positions
+from ganbert.models.patchgan import PatchGan
 from ganbert.models.summary import summarise_mri, summarise_pet
 from ganbert.models.vocabulary import values_to_ids
 
 
 class Judgement(NamedTuple):
-    """What a discriminator says about a batch.
+    """What a discriminator says about a batch; None where it has no such head.
 
     Attributes
     ----------
     nsp_logits : Tensor (N, 2), float32; class 0 real, class 1 generated
     mlm_logits : Tensor (N, M, V), float32
     mlm_labels : Tensor (N, M), int64; ids of the MRI and of the *real* PET
+    patch_logits : Tensor (N, 1, d, h, w), float32; positive where a patch looks real
     """
 
-    nsp_logits: Tensor
-    mlm_logits: Tensor
-    mlm_labels: Tensor
+    nsp_logits: Tensor | None = None
+    mlm_logits: Tensor | None = None
+    mlm_labels: Tensor | None = None
+    patch_logits: Tensor | None = None
+
+    def share_real(self) -> Tensor:
+        """Share of each PET that is taken for real: Tensor (N,), float32, 0..1.
+
+        All or nothing for BERT; for a PatchGAN alone the share of its patches.
+        """
+        if self.nsp_logits is not None:
+            return (self.nsp_logits.argmax(1) == 0).float()
+        if self.patch_logits is None:
+            raise ValueError("judgement: expected NSP or patch logits, got neither")
+        return (self.patch_logits > 0).float().flatten(1).mean(1)
 
 
-class BertDiscriminator(nn.Module):
-    """Both images summarised to tokens and read by BERT.
+class Discriminator(nn.Module):
+    """What `train` asks of every discriminator.
 
     Forward
     -------
@@ -43,11 +57,24 @@ class BertDiscriminator(nn.Module):
     pet_real : Tensor (N, 2, D, H, W), normalised; what the masked tokens should have been
     masked_positions : Tensor (K N, M), int64, of `sample_masks`
 
+    Outputs
+    -------
+    Judgement
+    """
+
+    def sample_masks(self, num_rows: int, generator: torch.Generator) -> Tensor:
+        """Choose what to mask for `num_rows` sequences: Tensor (N, M), int64; M = 0 for none."""
+        return torch.zeros(num_rows, 0, dtype=torch.int64, device=generator.device)
+
+
+class BertDiscriminator(Discriminator):
+    """Both images summarised to tokens and read by BERT.
+
     Source: Shin et al. 2020, section 4.2, Fig. 3. For a generated PET the labels of the masked
     tokens are those of the real one ("BERT is tasked to predict the real PET numbers").
     """
 
-    def __init__(self, config: DiscriminatorConfig) -> None:
+    def __init__(self, config: DiscriminatorConfig, mri_grid: Grid, pet_grid: Grid) -> None:
         super().__init__()
         self.config = config
         self.bert = IntensityBert(config)
@@ -77,11 +104,49 @@ class BertDiscriminator(nn.Module):
         return values_to_ids(values).gather(1, masked_positions)
 
 
-DISCRIMINATORS: dict[str, Callable[[DiscriminatorConfig], BertDiscriminator]] = {
+class PatchGanDiscriminator(Discriminator):
+    """A CNN alone: the discriminator of the pix2pix baselines (paper, Table 1)."""
+
+    def __init__(self, config: DiscriminatorConfig, mri_grid: Grid, pet_grid: Grid) -> None:
+        super().__init__()
+        self.patchgan = PatchGan(config, mri_grid, pet_grid)
+
+    def forward(
+        self, mri: Tensor, pet: Tensor, pet_real: Tensor, masked_positions: Tensor
+    ) -> Judgement:
+        """Judge `pet`, given `mri`; nothing is masked."""
+        return Judgement(patch_logits=self.patchgan(mri, pet))
+
+
+class BertAndPatchGan(BertDiscriminator):
+    """BERT with the paper's additional CNN discriminator (Table 1, "with CNN-D").
+
+    One module and one optimiser for both: their losses add up and share no parameter.
+    """
+
+    def __init__(self, config: DiscriminatorConfig, mri_grid: Grid, pet_grid: Grid) -> None:
+        super().__init__(config, mri_grid, pet_grid)
+        self.patchgan = PatchGan(config, mri_grid, pet_grid)
+
+    def forward(
+        self, mri: Tensor, pet: Tensor, pet_real: Tensor, masked_positions: Tensor
+    ) -> Judgement:
+        """Judge `pet` with both, given `mri`."""
+        judgement = super().forward(mri, pet, pet_real, masked_positions)
+        return judgement._replace(patch_logits=self.patchgan(mri, pet))
+
+
+DISCRIMINATORS: dict[str, Callable[[DiscriminatorConfig, Grid, Grid], Discriminator]] = {
     "bert": BertDiscriminator,
+    "patchgan": PatchGanDiscriminator,
+    "bert_patchgan": BertAndPatchGan,
 }
 
 
-def build_discriminator(config: DiscriminatorConfig) -> BertDiscriminator:
-    """Build the discriminator that the configuration names."""
-    return DISCRIMINATORS[config.kind](config)
+def build_discriminator(
+    config: DiscriminatorConfig, mri_grid: Grid, pet_grid: Grid
+) -> Discriminator | None:
+    """Build the discriminator that the configuration names; None for `none` (L1 alone)."""
+    if config.kind == "none":
+        return None
+    return DISCRIMINATORS[config.kind](config, mri_grid, pet_grid)

@@ -136,6 +136,13 @@ _TRAINING: tuple[tuple[Chart, _Lines], ...] = (
         ),
     ),
     (
+        Chart("patch", "Patches of the CNN discriminator", "cross-entropy", ()),
+        (
+            ("generator", "loss_patch_generator", FIRST),
+            ("discriminator", "loss_patch_discriminator", SECOND),
+        ),
+    ),
+    (
         Chart("rate", "Learning rate", "learning rate, 1e-6", (), factor=1e6),
         (
             ("generator", "learning_rate_generator", FIRST),

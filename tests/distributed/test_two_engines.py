@@ -15,7 +15,7 @@ from ganbert.engines import Engines, build_engines, init_world, leave_world
 from ganbert.errors import ConfigError
 from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
-from ganbert.train import discriminator_step, generator_step
+from ganbert.train import discriminator_step, generator_step, sample_masks
 
 from .conftest import RECIPE, free_port
 
@@ -66,7 +66,7 @@ def with_learning_rates(recipe: Recipe, generator: float, discriminator: float) 
 def engines_with(recipe: Recipe) -> Engines:
     torch.manual_seed(0)
     generator = build_generator(recipe.run.generator, TINY_MRI_GRID, TINY_PET_GRID)
-    discriminator = build_discriminator(recipe.run.discriminator)
+    discriminator = build_discriminator(recipe.run.discriminator, TINY_MRI_GRID, TINY_PET_GRID)
     return build_engines(generator, discriminator, recipe, max_steps=4)
 
 
@@ -209,3 +209,37 @@ def test_activation_checkpointing_changes_memory_and_nothing_else() -> None:
     no_dropout = recipe_with(gradient_accumulation_steps=1)
     dry = _steps(with_learning_rates(no_dropout, 1e-3, 1e-3))
     assert not same_weights(on.discriminator, dry.discriminator), "dropout is at work"
+
+
+@pytest.mark.parametrize(
+    ("kind", "terms"),
+    [
+        ("none", set()),
+        ("patchgan", {"patch"}),
+        ("bert", {"nsp", "mlm"}),
+        ("bert_patchgan", {"nsp", "mlm", "patch"}),
+    ],
+)
+def test_every_kind_of_discriminator_trains_both_networks(kind: str, terms: set[str]) -> None:
+    recipe = with_learning_rates(recipe_with(gradient_accumulation_steps=1), 1e-3, 1e-3)
+    chosen = recipe.run.discriminator.model_copy(update={"kind": kind, "patch_channels": (4, 4)})
+    recipe = recipe.model_copy(
+        update={"run": recipe.run.model_copy(update={"discriminator": chosen})}
+    )
+    untrained, engines, batch = engines_with(recipe), engines_with(recipe), random_batch(2)
+    for _ in range(4):  # the first steps of the schedule have a learning rate of 0
+        masks = sample_masks(engines, 6, torch.Generator().manual_seed(2)).to(DEVICE)
+        pet_fake = engines.generator(batch.mri)
+        of_discriminator = discriminator_step(
+            engines, batch, pet_fake, masks[:4], recipe.run.losses
+        )
+        of_generator = generator_step(engines, batch, pet_fake, masks[4:], recipe.run.losses)
+    expected = {"loss_l1"} | {f"loss_{term}_generator" for term in terms}
+    assert of_generator.keys() == expected
+    named = {f"loss_{term}_discriminator" for term in terms}
+    accuracies = {"nsp_accuracy_real", "nsp_accuracy_generated"} if terms else set()
+    assert of_discriminator.keys() == named | accuracies
+    assert all(bool(value.isfinite()) for value in (of_generator | of_discriminator).values())
+    assert engines.by_name.keys() == {"generator", *(["discriminator"] if terms else [])}
+    for name, engine in engines.by_name.items():
+        assert not same_weights(untrained.by_name[name], engine)

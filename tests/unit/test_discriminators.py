@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 from ganbert.config import GRIDS, DiscriminatorConfig
+from ganbert.losses import REAL, judged
 from ganbert.models.discriminators import (
     DISCRIMINATORS,
-    BertDiscriminator,
+    Discriminator,
     Judgement,
     build_discriminator,
 )
@@ -19,10 +20,14 @@ EVERY = pytest.mark.parametrize("kind", DISCRIMINATORS)
 FIRST_MRI, FIRST_PET = 1, 514
 
 
-def tiny(kind: str = "bert", **settings: object) -> BertDiscriminator:
+def tiny(kind: str = "bert", **settings: object) -> Discriminator:
     small = {"kind": kind, "hidden_size": 32, "num_layers": 1, "num_heads": 2,
-             "intermediate_size": 32, "dropout": 0.0}  # fmt: skip
-    return build_discriminator(DiscriminatorConfig.model_validate(small | settings))
+             "intermediate_size": 32, "dropout": 0.0, "patch_channels": [8, 8]}  # fmt: skip
+    built = build_discriminator(
+        DiscriminatorConfig.model_validate(small | settings), *GRIDS["tiny"]
+    )
+    assert built is not None
+    return built
 
 
 def images(num_rows: int = 2) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,13 +36,20 @@ def images(num_rows: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(num_rows, 1, *TINY_MRI), pets[0], pets[1]
 
 
-def masks(discriminator: BertDiscriminator, num_rows: int) -> Tensor:
+def masks(discriminator: Discriminator, num_rows: int) -> Tensor:
     return discriminator.sample_masks(num_rows, torch.Generator().manual_seed(0))
 
 
 def same(one: Judgement, other: Judgement) -> None:
     for a, b in zip(one, other, strict=True):
+        assert (a is None) == (b is None)
+        if a is None:
+            continue
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def rows(judgement: Judgement, chosen: slice | Tensor) -> Judgement:
+    return Judgement(*(None if t is None else t[chosen] for t in judgement))
 
 
 def test_registry_names_are_those_of_the_configuration() -> None:
@@ -49,11 +61,17 @@ def test_registry_names_are_those_of_the_configuration() -> None:
 def test_shapes(kind: str) -> None:
     discriminator = tiny(kind)
     judgement = discriminator(*images(), masks(discriminator, 2))
-    assert judgement.nsp_logits.shape == (2, 2)
-    assert judgement.mlm_labels.shape == judgement.mlm_logits.shape[:2]
-    assert judgement.mlm_labels.max() < judgement.mlm_logits.shape[2]
-    assert judgement.nsp_logits.dtype == judgement.mlm_logits.dtype == torch.float32
-    assert judgement.mlm_labels.dtype == torch.int64
+    assert judgement.share_real().shape == (2,)
+    assert any(t is not None for t in (judgement.nsp_logits, judgement.patch_logits))
+    if judgement.nsp_logits is not None:
+        assert judgement.nsp_logits.shape == (2, 2)
+        assert judgement.mlm_labels.shape == judgement.mlm_logits.shape[:2]
+        assert judgement.mlm_labels.max() < judgement.mlm_logits.shape[2]
+        assert judgement.nsp_logits.dtype == judgement.mlm_logits.dtype == torch.float32
+        assert judgement.mlm_labels.dtype == torch.int64
+    if judgement.patch_logits is not None:
+        assert judgement.patch_logits.shape[:2] == (2, 1)
+        assert judgement.patch_logits.dtype == torch.float32
 
 
 @EVERY
@@ -65,8 +83,8 @@ def test_blocks_are_judged_like_one_after_the_other(kind: str) -> None:
         together = discriminator(mri, torch.cat((pet_real, pet_fake)), pet_real, positions)
         on_real = discriminator(mri, pet_real, pet_real, positions[:2])
         on_fake = discriminator(mri, pet_fake, pet_real, positions[2:])
-    same(Judgement(*(t[:2] for t in together)), on_real)
-    same(Judgement(*(t[2:] for t in together)), on_fake)
+    same(rows(together, slice(0, 2)), on_real)
+    same(rows(together, slice(2, 4)), on_fake)
 
 
 @EVERY
@@ -75,7 +93,7 @@ def test_frozen_parameters_get_no_gradient_but_the_image_does(kind: str) -> None
     mri, pet_fake, pet_real = images()
     pet_fake.requires_grad_()
     judgement = discriminator(mri, pet_fake, pet_real, masks(discriminator, 2))
-    torch.nn.functional.cross_entropy(judgement.nsp_logits, torch.zeros(2).long()).backward()
+    sum(judged(judgement, REAL).values()).backward()
     assert all(p.grad is None for p in discriminator.parameters())
     assert pet_fake.grad is not None
     assert pet_fake.grad.isfinite().all()
@@ -89,7 +107,7 @@ def test_permuting_the_subjects_permutes_the_judgements(kind: str) -> None:
     with torch.no_grad():
         straight = discriminator(*pictures, positions)
         permuted = discriminator(*(p[order] for p in pictures), positions[order])
-    same(Judgement(*(t[order] for t in straight)), permuted)
+    same(rows(straight, order), permuted)
 
 
 def expected_labels(mri: Tensor, pet_real: Tensor, positions: Tensor) -> list[list[int]]:
@@ -132,3 +150,42 @@ def test_masked_shares_come_from_the_configuration() -> None:
     positions = masks(discriminator, 3)
     assert positions.shape == (3, 256 + 64)
     assert ((positions >= FIRST_PET).sum(1) == 64).all()
+
+
+def test_none_is_no_discriminator() -> None:
+    assert build_discriminator(DiscriminatorConfig(kind="none"), *GRIDS["tiny"]) is None
+
+
+@pytest.mark.parametrize("size", GRIDS)
+def test_patches_of_every_size(size: str) -> None:
+    mri_grid, pet_grid = GRIDS[size]
+    config = DiscriminatorConfig(kind="patchgan", patch_channels=(4, 8, 8))
+    with torch.device("meta"):
+        discriminator = build_discriminator(config, mri_grid, pet_grid)
+        assert discriminator is not None
+        mri = torch.zeros(1, 1, *mri_grid.shape)
+        pet = torch.zeros(1, 2, *pet_grid.shape)
+        patches = discriminator(mri, pet, pet, torch.zeros(1, 0)).patch_logits
+    halvings = {"paper": 3, "demo": 3, "tiny": 2}[size]
+    assert patches.shape[2:] == tuple(n // 2**halvings for n in pet_grid.shape)
+
+
+def test_patchgan_is_conditional_and_sees_both_frames() -> None:
+    discriminator = tiny("patchgan")
+    mri, pet, _ = images()
+    logits = discriminator(mri, pet, pet, masks(discriminator, 2)).patch_logits
+    for other_mri, other_pet in (
+        (mri + 1, pet),
+        (mri, pet + torch.tensor([0.0, 1.0]).view(1, 2, 1, 1, 1)),
+    ):
+        other = discriminator(other_mri, other_pet, pet, masks(discriminator, 2)).patch_logits
+        assert not torch.allclose(other, logits)
+
+
+def test_share_real_counts_by_hand() -> None:
+    of_bert = Judgement(nsp_logits=torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    assert of_bert.share_real().tolist() == [1.0, 0.0]
+    of_patches = Judgement(patch_logits=torch.tensor([1.0, -1.0, 2.0, 3.0]).view(1, 1, 1, 2, 2))
+    assert of_patches.share_real().tolist() == [0.75]
+    with pytest.raises(ValueError, match="got neither"):
+        Judgement().share_real()

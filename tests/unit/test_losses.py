@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ganbert.config import LossConfig
-from ganbert.losses import GENERATED, REAL, TERMS, hold_adversary, l1, mlm, nsp, weighted_sum
+from ganbert.losses import (
+    GENERATED,
+    REAL,
+    TERMS,
+    hold_adversary,
+    judged,
+    l1,
+    mlm,
+    nsp,
+    patch,
+    weighted_sum,
+)
+from ganbert.models.discriminators import Judgement
 
 
 def test_l1_is_the_mean_over_voxels_and_frames() -> None:
@@ -58,6 +70,27 @@ def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     return 20.0 * torch.nn.functional.one_hot(labels, num_classes).float()
 
 
+def test_patch_is_the_binary_cross_entropy_by_hand() -> None:
+    logits = torch.tensor([0.0, math.log(3.0)]).view(1, 1, 1, 1, 2)  # odds for real 1:1 and 3:1
+    assert patch(logits, REAL).item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
+    assert patch(logits, GENERATED).item() == pytest.approx((math.log(2) + math.log(4)) / 2)
+
+
+def test_labels_of_rows_are_the_mean_of_both_halves() -> None:
+    labels = torch.tensor([REAL, GENERATED])
+    for term, logits in ((nsp, torch.randn(2, 2)), (patch, torch.randn(2, 1, 2, 2, 2))):
+        halves = (term(logits[:1], REAL) + term(logits[1:], GENERATED)) / 2
+        torch.testing.assert_close(term(logits, labels), halves)
+
+
+def test_only_heads_that_are_there_are_judged() -> None:
+    patches, classes = torch.randn(1, 1, 2, 2, 2), torch.randn(1, 2)
+    assert judged(Judgement(), REAL) == {}
+    assert judged(Judgement(patch_logits=patches), REAL).keys() == {"patch"}
+    both = judged(Judgement(nsp_logits=classes, patch_logits=patches), REAL)
+    assert both == {"nsp": nsp(classes, REAL), "patch": patch(patches, REAL)}
+
+
 PET = torch.linspace(-1, 9, 16).reshape(1, 2, 2, 2, 2)
 IDS = torch.tensor([[0, 4, 2]])
 CLASSES = torch.tensor([REAL, REAL])
@@ -65,6 +98,7 @@ CLASSES = torch.tensor([REAL, REAL])
 EXAMPLES: dict[str, tuple[tuple[object, ...], tuple[object, ...]]] = {
     "l1": ((PET, PET), (PET + 1, PET)),
     "nsp": ((one_hot(CLASSES, 2), REAL), (one_hot(1 - CLASSES, 2), REAL)),
+    "patch": ((20 + PET[:, :1], REAL), (-20 - PET[:, :1], REAL)),
     "mlm": ((one_hot(IDS, 5), IDS), (one_hot(4 - IDS + 1, 6), IDS)),
 }
 

@@ -90,11 +90,18 @@ def prepare(
 def inspect(
     prepared: Annotated[Path, typer.Argument(help="Output folder of `prepare`.")],
     verify: Annotated[bool, typer.Option("--verify", help="Check every file's SHA-256.")] = False,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Count the training tokens by band of ids.")
+    ] = False,
+    intensity_ratio: Annotated[
+        float | None,
+        typer.Option(help="For --tokens; default: the paper's 0.1 and the suggested one."),
+    ] = None,
 ) -> None:
-    """Show what a prepared folder holds: rows, splits, grids, intensities."""
+    """Show what a prepared folder holds: rows, splits, grids, intensities, tokens."""
     from ganbert.inspection import inspect_prepared
 
-    inspect_prepared(prepared, verify=verify)
+    inspect_prepared(prepared, verify=verify, tokens=tokens, intensity_ratio=intensity_ratio)
 
 
 @app.command()

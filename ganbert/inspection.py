@@ -1,12 +1,16 @@
 """What a prepared folder holds, for a person: rows, splits, grids, intensities, checksums.
 
-Reads the index and nothing else, unless every file is to be verified.
+Reads the index and nothing else, unless files are to be verified or tokens to be counted.
 """
 
+from __future__ import annotations
+
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import track
@@ -22,7 +26,10 @@ from ganbert.data.index import (
     index_path,
     load_index,
 )
-from ganbert.errors import DatasetError
+from ganbert.errors import ConfigError, DatasetError
+
+if TYPE_CHECKING:
+    from ganbert.token_bands import Occupancy
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -105,14 +112,85 @@ def verify_files(folder: Path, index: Index) -> int:
     return len(images)
 
 
-def inspect_prepared(prepared: Path, *, verify: bool = False) -> None:
+def token_table(tracer: str, occupancies: Sequence[Occupancy]) -> Table:
+    """Shares of one tracer's tokens in the bands of ids, in %, by image and ratio."""
+    table = Table(title=f"Tokens of {tracer}, training rows, %", title_justify="left")
+    columns = ("image", "ratio", "negative", "aliased", "in range", "overflow", "ids", "unique")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "image" else "right")
+    for each in occupancies:
+        ratio = "any" if each.intensity_ratio is None else f"{each.intensity_ratio:.3g}"
+        shares = (f"{100 * share:.1f}" for share in each.shares)
+        unique = f"{100 * each.unambiguous:.1f}"
+        table.add_row(each.image, ratio, *shares, str(each.distinct_ids), unique)
+    return table
+
+
+def _check_ratio(ratio: float, *, tokens: bool) -> None:
+    where = "--intensity-ratio"
+    if not tokens:
+        found = f"{ratio:g} without it"
+        raise ConfigError(where, expected="--tokens", found=found, remedy="add --tokens")
+    if not (math.isfinite(ratio) and ratio > 0.0):
+        expected = "a finite number above 0"
+        remedy = "take the suggested one, or the paper's 0.1"
+        raise ConfigError(where, expected=expected, found=f"{ratio:g}", remedy=remedy)
+
+
+def _fitting_line(index: Index, tracer: str) -> str:
+    ratio = index.intensity_ratio.get(tracer)
+    if ratio is None:
+        return f"{tracer}: no intensity_ratio is suggested; `ganbert prepare` again suggests one"
+    return (
+        f"{tracer}: intensity_ratio {ratio:.4g} would fit (`intensity_ratio: auto` in run.yaml "
+        "takes it): PET is normalised by ratio x the MRI's mean and std, and with this one its "
+        "99.9th percentile comes to about 9, so that it fills the ids to 10000 and little overflows"
+    )
+
+
+def _show_tokens(console: Console, folder: Path, index: Index, ratio: float | None) -> None:
+    # Without --tokens nobody should wait for torch.
+    from ganbert.token_bands import training_occupancy
+
+    occupancies = training_occupancy(folder, index, ratio)
+    for tracer in sorted({each.tracer for each in occupancies}):
+        console.print(token_table(tracer, [e for e in occupancies if e.tracer == tracer]))
+        console.print(_fitting_line(index, tracer))
+    console.print(
+        "t = round(1000 value). negative: t < 0, ids 0..499; aliased: 0 <= t < 1000, ids shared "
+        "with negative or overflow; in range: 1000 <= t <= 10000; overflow: t > 10000, "
+        "ids 500..999. ids: distinct ones used; unique: tokens whose id stands for one t only "
+        "among the images of the line"
+    )
+
+
+def inspect_prepared(
+    prepared: Path,
+    *,
+    verify: bool = False,
+    tokens: bool = False,
+    intensity_ratio: float | None = None,
+) -> None:
     """Print what a prepared folder (or the index in it) holds.
+
+    Parameters
+    ----------
+    tokens : also summarise the training rows and show which bands of token ids they fill
+    intensity_ratio : with which PET is normalised for `tokens`; None for the paper's 0.1 and the
+        suggested one of each tracer
 
     Raises
     ------
+    ConfigError
+        If `intensity_ratio` is no finite number above 0, or given without `tokens`.
     DatasetError
-        If there is no valid index, or, with `verify`, if a file is missing or has changed.
+        If there is no valid index; with `verify`, if a file is missing or has changed; with
+        `tokens`, if there is no training row or a file is not on the grid of the index.
+    ImageError
+        With `tokens`, if a file is missing or not readable.
     """
+    if intensity_ratio is not None:
+        _check_ratio(intensity_ratio, tokens=tokens)
     index = load_index(prepared)
     console = Console()
     console.print(f"[bold]{index_path(prepared)}[/]")
@@ -125,3 +203,5 @@ def inspect_prepared(prepared: Path, *, verify: bool = False) -> None:
     if verify:
         number = verify_files(index_path(prepared).parent, index)
         console.print(f"[green]{number} files match their checksums[/]")
+    if tokens:
+        _show_tokens(console, index_path(prepared).parent, index, intensity_ratio)

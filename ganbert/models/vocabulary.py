@@ -8,12 +8,16 @@
 Ids are computed in float32 at least: float16 counts exactly only to 2048, bfloat16 to 256.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 SCALE = 1000
 MAX_INTENSITY_ID = 10_000
 ALIAS_BAND = 500
+# Negative values fill the first band of ids, overflowing ones the second.
+FIRST_OWN_ID = 2 * ALIAS_BAND
 CLS_ID = MAX_INTENSITY_ID + 1
 SEP_ID = MAX_INTENSITY_ID + 2
 MASK_ID = MAX_INTENSITY_ID + 3
@@ -41,10 +45,49 @@ def integers_to_ids(integers: Tensor) -> Tensor:
     return torch.where(integers > MAX_INTENSITY_ID, overflow, ids)
 
 
+class BandShares(NamedTuple):
+    """Shares of tokens, 0..1, that add up to 1; t = round(1000 v).
+
+    Attributes
+    ----------
+    negative : t < 0
+    aliased : 0 <= t < 1000: their ids are also those of negative or overflowing values
+    in_range : 1000 <= t <= 10^4: no other value has their ids
+    overflow : t > 10^4
+    """
+
+    negative: float
+    aliased: float
+    in_range: float
+    overflow: float
+
+
+def band_shares(values: Tensor) -> BandShares:
+    """Shares of summarised values (any shape, not empty, float, no NaN) in the bands of the rules.
+
+    >>> band_shares(torch.tensor([-0.2, 0.2, 5.0, 20.0]))
+    BandShares(negative=0.25, aliased=0.25, in_range=0.25, overflow=0.25)
+
+    Source: Shin et al. 2020, section 4.2.
+    """
+    scaled = torch.round(values.float() * SCALE)
+    negative = scaled < 0
+    overflow = scaled > MAX_INTENSITY_ID
+    aliased = ~negative & (scaled < FIRST_OWN_ID)
+    in_range = ~(negative | overflow | aliased)
+    masks = (negative, aliased, in_range, overflow)
+    return BandShares(*(int(mask.sum()) / scaled.numel() for mask in masks))
+
+
+def values_to_integers(values: Tensor) -> Tensor:
+    """t = round(1000 v) of summarised values (any shape, float), half to even, as int64."""
+    return torch.round(values.float() * SCALE).long()
+
+
 def values_to_ids(values: Tensor) -> Tensor:
     """Token ids of summarised values (any shape, float); see the module's rules.
 
     >>> values_to_ids(torch.tensor([0.0, 0.5, -0.5, 9.9996, 10.001])).tolist()
     [0, 500, 0, 10000, 501]
     """
-    return integers_to_ids(torch.round(values.float() * SCALE).long())
+    return integers_to_ids(values_to_integers(values))

@@ -8,14 +8,17 @@ from hypothesis import strategies as st
 from ganbert.models.vocabulary import (
     ALIAS_BAND,
     CLS_ID,
+    FIRST_OWN_ID,
     MASK_ID,
     MAX_INTENSITY_ID,
     PAD_ID,
     SCALE,
     SEP_ID,
     VOCABULARY_SIZE,
+    band_shares,
     integers_to_ids,
     values_to_ids,
+    values_to_integers,
 )
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=32)
@@ -85,3 +88,49 @@ def test_special_tokens_stand_beyond_the_intensities() -> None:
 def test_size_suits_tensor_cores() -> None:
     assert VOCABULARY_SIZE % 128 == 0
     assert VOCABULARY_SIZE - PAD_ID <= 128
+
+
+@pytest.mark.parametrize(
+    ("value", "band"),
+    [
+        (-20.0, "negative"),
+        (-0.0006, "negative"),
+        (-0.0004, "aliased"),  # rounds to 0
+        (0.0, "aliased"),
+        (0.499, "aliased"),
+        (0.5, "aliased"),
+        (0.9994, "aliased"),
+        (0.9996, "in_range"),
+        (1.0, "in_range"),
+        (10.0004, "in_range"),
+        (10.0006, "overflow"),
+        (1e30, "overflow"),
+    ],
+)
+def test_bands_end_where_the_rules_do(value: float, band: str) -> None:
+    shares = band_shares(torch.tensor([value]))._asdict()
+    assert shares == {name: float(name == band) for name in shares}
+
+
+def test_halves_round_to_even() -> None:
+    # Exactly representable halves: 0.0625 x 1000 = 62.5 and 0.1875 x 1000 = 187.5.
+    values = torch.tensor([0.0005, 0.0015, -0.0005, -0.0015, 0.0625, 0.1875])
+    assert values_to_integers(values).tolist() == [0, 2, 0, -2, 62, 188]
+    assert band_shares(values).negative == 1 / 6
+
+
+@given(st.lists(FLOATS, min_size=1, max_size=50))
+@settings(max_examples=50, deadline=None)
+def test_every_value_is_in_one_band(values: list[float]) -> None:
+    shares = band_shares(torch.tensor(values))
+    assert sum(shares) == pytest.approx(1.0)
+    assert min(shares) >= 0.0
+
+
+@given(st.lists(st.integers(-20_000, 30_000), min_size=1, max_size=50))
+@settings(max_examples=50, deadline=None)
+def test_bands_agree_with_the_ids(numbers: list[int]) -> None:
+    values = torch.tensor(numbers) / SCALE
+    assert values_to_integers(values).tolist() == numbers
+    own = (values_to_ids(values) >= FIRST_OWN_ID).double().mean().item()
+    assert band_shares(values).in_range == pytest.approx(own)

@@ -104,6 +104,9 @@ class DiscriminatorConfig(Strict):
     masked_fraction_pet: float = Field(default=0.25, ge=1 / 512, le=1.0)
     gradient: Literal["none", "straight_through"] = "straight_through"
     embedding_init: Literal["normal", "ordinal"] = "ordinal"
+    # Standard deviation of the noise on the summarised PET before it becomes tokens, real and
+    # generated alike, in normalised units (1000 ids each), while training.
+    value_noise: float = Field(default=0.0, ge=0.0)
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
@@ -123,6 +126,13 @@ class LossConfig(Strict):
     # Norm of the adversarial gradient at the generator's output, at most this share of L1's.
     # None leaves it as it comes, as in the paper.
     max_adversarial_ratio: float | None = Field(default=None, gt=0.0)
+    # Optimiser steps over which the adversary's weights rise from 0 for the generator.
+    adversary_warmup_steps: int = Field(default=0, ge=0)
+    # What the discriminator is told of a real or generated PET is this far from certain.
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
+    # While the discriminator judges a larger share of its micro-batch rightly, it does not learn
+    # to tell real from generated; MLM goes on. None: it always learns.
+    lazy_above_accuracy: float | None = Field(default=None, ge=0.0, lt=1.0)
 
     @model_validator(mode="after")
     def _a_share_of_something(self) -> Self:

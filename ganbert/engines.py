@@ -79,6 +79,13 @@ class Engines:
         both = {"generator": self.generator, "discriminator": self.discriminator}
         return {name: engine for name, engine in both.items() if engine is not None}
 
+    def sample_masks(self, num_rows: int, generator: torch.Generator) -> torch.Tensor:
+        """Masked positions of `num_rows` sequences: Tensor (N, M), int64; M = 0 without BERT."""
+        if self.discriminator is None:
+            return torch.zeros(num_rows, 0, dtype=torch.int64)
+        positions: torch.Tensor = self.discriminator.module.sample_masks(num_rows, generator)
+        return positions
+
     @property
     def micro_batch(self) -> int:
         """Volumes per rank and forward pass."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, l1_loss
 
+from ganbert.config import LossConfig
 from ganbert.models.discriminators import Judgement
 
 # As in BERT's own next-sentence prediction: class 0 is the true continuation.
@@ -31,7 +32,7 @@ def l1(pet_fake: Tensor, pet_real: Tensor) -> Tensor:
     return l1_loss(pet_fake, pet_real)
 
 
-def nsp(nsp_logits: Tensor, label: int | Tensor) -> Tensor:
+def nsp(nsp_logits: Tensor, label: int | Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of "next sentence": is this PET real (0) or generated (1)?
 
     Parameters
@@ -40,11 +41,13 @@ def nsp(nsp_logits: Tensor, label: int | Tensor) -> Tensor:
     label : the class asked for, one for all rows or a Tensor (N,), int64. BERT asks for the truth;
         the generator asks for `REAL` where the PET is generated (the non-saturating form of the
         minimax game: design decision).
+    smoothing : probability of the other class in the target (label smoothing; 0 in the paper)
 
     Source: Shin et al. 2020, Eq. 1, L_cGAN(G, D); section 4.2 "Next Sentence Prediction".
     """
     classes = torch.as_tensor(label, device=nsp_logits.device).expand(len(nsp_logits))
-    return cross_entropy(nsp_logits, classes)
+    # torch spreads its share over both classes.
+    return cross_entropy(nsp_logits, classes, label_smoothing=2 * smoothing)
 
 
 def mlm(mlm_logits: Tensor, mlm_labels: Tensor) -> Tensor:
@@ -60,42 +63,76 @@ def mlm(mlm_logits: Tensor, mlm_labels: Tensor) -> Tensor:
     return cross_entropy(mlm_logits.flatten(0, 1), mlm_labels.flatten())
 
 
-def patch(patch_logits: Tensor, label: int | Tensor) -> Tensor:
+def patch(patch_logits: Tensor, label: int | Tensor, smoothing: float = 0.0) -> Tensor:
     """Binary cross-entropy of "is this patch real?", over all patches.
 
     Parameters
     ----------
     patch_logits : Tensor (N, 1, d, h, w), float32; positive where a patch looks real
-    label : the class asked for, as in `nsp`
+    label, smoothing : the class asked for, as in `nsp`
 
     Source: Isola et al. 2017, Eq. 1 (L_cGAN), for the paper's "CNN-D" and its pix2pix baselines.
     """
     classes = torch.as_tensor(label, device=patch_logits.device).expand(len(patch_logits))
     is_real = (classes == REAL).to(patch_logits.dtype).view(-1, 1, 1, 1, 1)
+    is_real = smoothing + (1 - 2 * smoothing) * is_real
     return binary_cross_entropy_with_logits(patch_logits, is_real.expand_as(patch_logits))
 
 
 TERMS: dict[str, Callable[..., Tensor]] = {"l1": l1, "nsp": nsp, "mlm": mlm, "patch": patch}
 
 
-def judged(judgement: Judgement, label: int | Tensor) -> dict[str, Tensor]:
+def judged(judgement: Judgement, label: int | Tensor, smoothing: float = 0.0) -> dict[str, Tensor]:
     """Return the terms of Eq. 1 for which a judgement has logits, by name.
 
     Parameters
     ----------
-    label : the class asked for, as in `nsp`
+    label, smoothing : the class asked for, as in `nsp`
     """
     terms = {}
     if judgement.nsp_logits is not None:
-        terms["nsp"] = nsp(judgement.nsp_logits, label)
+        terms["nsp"] = nsp(judgement.nsp_logits, label, smoothing)
     if judgement.mlm_logits is not None and judgement.mlm_labels is not None:
         terms["mlm"] = mlm(judgement.mlm_logits, judgement.mlm_labels)
     if judgement.patch_logits is not None:
-        terms["patch"] = patch(judgement.patch_logits, label)
+        terms["patch"] = patch(judgement.patch_logits, label, smoothing)
     return terms
 
 
-def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+def discriminator_weights(config: LossConfig, accuracy: Tensor) -> dict[str, Tensor | float]:
+    """Weights of the discriminator's terms, given how well it judges.
+
+    Parameters
+    ----------
+    accuracy : Tensor (), share of this rank's micro-batch that it judges rightly, 0..1
+
+    Returns
+    -------
+    The configured weights; those of `nsp` and `patch` are 0 while `accuracy` is above
+    `lazy_above_accuracy`. Nothing is remembered from step to step, so a resumed run decides alike.
+
+    Source: design decision (docs/architecture.md): updates that wait for the generator.
+    """
+    weights: dict[str, Tensor | float] = {name: getattr(config, name) for name in TERMS}
+    if config.lazy_above_accuracy is not None:
+        learns = (accuracy <= config.lazy_above_accuracy).float()
+        weights |= {name: learns * weights[name] for name in ("nsp", "patch")}
+    return weights
+
+
+def generator_weights(config: LossConfig, step: int) -> dict[str, float]:
+    """Weights of the generator's terms after `step` optimiser steps.
+
+    The adversary's (`nsp`, `mlm`, `patch`) rise linearly over `adversary_warmup_steps`.
+    """
+    share = min(1.0, (step + 1) / (config.adversary_warmup_steps + 1))
+    weights = {name: getattr(config, name) for name in TERMS}
+    return {name: w if name == "l1" else share * w for name, w in weights.items()}
+
+
+def weighted_sum(
+    terms: Mapping[str, Tensor], weights: Mapping[str, float] | Mapping[str, Tensor | float]
+) -> Tensor:
     """Sum of `weights[name] * terms[name]`.
 
     Raises

@@ -142,14 +142,6 @@ def seed_micro_step(seed: int, micro_step: int, rank: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(masks))
 
 
-def sample_masks(engines: Engines, num_rows: int, generator: torch.Generator) -> Tensor:
-    """Masked positions of `num_rows` sequences: Tensor (N, M), int64; M = 0 without BERT."""
-    if engines.discriminator is None:
-        return torch.zeros(num_rows, 0, dtype=torch.int64)
-    positions: Tensor = engines.discriminator.module.sample_masks(num_rows, generator)
-    return positions
-
-
 def discriminator_step(
     engines: Engines, batch: Batch, pet_fake: Tensor, masks: Tensor, config: LossConfig
 ) -> dict[str, Tensor]:
@@ -170,19 +162,23 @@ def discriminator_step(
     pet = torch.cat((batch.pet_real, pet_fake.detach()))
     judgement = engines.discriminator(batch.mri, pet, batch.pet_real, masks)
     truth = torch.tensor([losses.REAL, losses.GENERATED], device=pet.device)
-    terms = losses.judged(judgement, truth.repeat_interleave(len(batch.mri)))
-    engines.discriminator.backward(losses.weighted_sum(terms, config.model_dump()))
+    labels = truth.repeat_interleave(len(batch.mri))
+    terms = losses.judged(judgement, labels, config.label_smoothing)
+    on_real, on_fake = (half.mean() for half in judgement.share_real().chunk(2))
+    weights = losses.discriminator_weights(config, (on_real + 1 - on_fake) / 2)
+    engines.discriminator.backward(losses.weighted_sum(terms, weights))
     engines.discriminator.step()
-    on_real, on_fake = judgement.share_real().chunk(2)
     named = {f"loss_{name}_discriminator": term.detach() for name, term in terms.items()}
-    return named | {
-        "nsp_accuracy_real": on_real.mean(),
-        "nsp_accuracy_generated": 1 - on_fake.mean(),
-    }
+    return named | {"nsp_accuracy_real": on_real, "nsp_accuracy_generated": 1 - on_fake}
 
 
 def generator_step(
-    engines: Engines, batch: Batch, pet_fake: Tensor, masks: Tensor, config: LossConfig
+    engines: Engines,
+    batch: Batch,
+    pet_fake: Tensor,
+    masks: Tensor,
+    config: LossConfig,
+    step: int = 0,
 ) -> dict[str, Tensor]:
     """The generator learns to be judged real, to help BERT and to be right (Eq. 1, min_G).
 
@@ -190,6 +186,7 @@ def generator_step(
     ----------
     pet_fake : Tensor (N, 2, D, H, W), normalised, from the generator's engine
     masks : Tensor (N, M), int64, masked positions
+    step : optimiser steps done, which the adversary's warm-up counts
 
     Returns
     -------
@@ -201,7 +198,8 @@ def generator_step(
         if discriminator is not None:
             judgement = discriminator(batch.mri, for_adversary, batch.pet_real, masks)
             terms |= losses.judged(judgement, losses.REAL)
-        engines.generator.backward(losses.weighted_sum(terms, config.model_dump()))
+        weights = losses.generator_weights(config, step)
+        engines.generator.backward(losses.weighted_sum(terms, weights))
         engines.generator.step()
     adversarial = {
         f"loss_{name}_generator": term.detach() for name, term in terms.items() if name != "l1"
@@ -237,12 +235,12 @@ def train(
             waited += time.perf_counter() - asked
             micro_step = state.step * engines.accumulation + micro
             masks_of = seed_micro_step(config.seed, micro_step, world.rank)
-            masks = sample_masks(engines, 3 * len(batch.mri), masks_of)
+            masks = engines.sample_masks(3 * len(batch.mri), masks_of)
             judged, made = masks.to(world.device).tensor_split([2 * len(batch.mri)])
             # One forward pass of the generator serves both steps.
             pet_fake = engines.generator(batch.mri)
             of_discriminator = discriminator_step(engines, batch, pet_fake, judged, config.losses)
-            of_generator = generator_step(engines, batch, pet_fake, made, config.losses)
+            of_generator = generator_step(engines, batch, pet_fake, made, config.losses, state.step)
             measured.append(of_discriminator | of_generator)
 
         # The wish to stop travels with the statistics: all ranks leave at the same step.

@@ -90,7 +90,11 @@ class BertDiscriminator(Discriminator):
         """Judge `pet`, given `mri`."""
         blocks = len(pet) // len(mri)
         mri_values = summarise_mri(mri).repeat(blocks, 1)
-        output = self.bert(mri_values, summarise_pet(pet), masked_positions)
+        pet_values = summarise_pet(pet)
+        if self.training and self.config.value_noise > 0:
+            # A generated PET is smooth and a real one noisy: single tokens would give it away.
+            pet_values = pet_values + self.config.value_noise * torch.randn_like(pet_values)
+        output = self.bert(mri_values, pet_values, masked_positions)
         with torch.no_grad():
             real_values = summarise_pet(pet_real).repeat(blocks, 1)
             labels = self._labels(mri_values, real_values, masked_positions)

@@ -15,7 +15,7 @@ from ganbert.engines import Engines, build_engines, init_world, leave_world
 from ganbert.errors import ConfigError
 from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
-from ganbert.train import discriminator_step, generator_step, sample_masks
+from ganbert.train import discriminator_step, generator_step
 
 from .conftest import RECIPE, free_port
 
@@ -228,7 +228,7 @@ def test_every_kind_of_discriminator_trains_both_networks(kind: str, terms: set[
     )
     untrained, engines, batch = engines_with(recipe), engines_with(recipe), random_batch(2)
     for _ in range(4):  # the first steps of the schedule have a learning rate of 0
-        masks = sample_masks(engines, 6, torch.Generator().manual_seed(2)).to(DEVICE)
+        masks = engines.sample_masks(6, torch.Generator().manual_seed(2)).to(DEVICE)
         pet_fake = engines.generator(batch.mri)
         of_discriminator = discriminator_step(
             engines, batch, pet_fake, masks[:4], recipe.run.losses

@@ -189,3 +189,16 @@ def test_share_real_counts_by_hand() -> None:
     assert of_patches.share_real().tolist() == [0.75]
     with pytest.raises(ValueError, match="got neither"):
         Judgement().share_real()
+
+
+def test_noise_on_the_values_only_while_training() -> None:
+    discriminator = tiny(value_noise=0.5)
+    mri, pet, _ = images()
+    positions = masks(discriminator, 2)
+    torch.manual_seed(0)
+    first, second = (discriminator(mri, pet, pet, positions) for _ in range(2))
+    assert not torch.equal(first.nsp_logits, second.nsp_logits)
+    assert torch.equal(first.mlm_labels, second.mlm_labels), "what is asked for has no noise"
+    discriminator.eval()
+    first, second = (discriminator(mri, pet, pet, positions) for _ in range(2))
+    assert torch.equal(first.nsp_logits, second.nsp_logits)

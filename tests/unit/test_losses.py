@@ -14,6 +14,8 @@ from ganbert.losses import (
     GENERATED,
     REAL,
     TERMS,
+    discriminator_weights,
+    generator_weights,
     hold_adversary,
     judged,
     l1,
@@ -212,3 +214,32 @@ def test_loss_scale_does_not_change_the_share() -> None:
     of_l1, of_adversary = torch.randn(1, 2, 2, 2, 2), 50 * torch.randn(1, 2, 2, 2, 2)
     scaled = pulled(0.1, 1024 * of_l1, 1024 * of_adversary)
     torch.testing.assert_close(scaled, 1024 * pulled(0.1, of_l1, of_adversary))
+
+
+def test_smoothed_labels_by_hand() -> None:
+    evidence = math.log(3.0)
+    wanted = 0.9 * math.log(4 / 3) + 0.1 * math.log(4)
+    for_real = torch.tensor([[evidence, 0.0]])
+    assert nsp(for_real, REAL, 0.1).item() == pytest.approx(wanted)
+    assert nsp(for_real.flip(1), GENERATED, 0.1).item() == pytest.approx(wanted)
+    patches = torch.full((1, 1, 1, 1, 1), evidence)
+    assert patch(patches, REAL, 0.1).item() == pytest.approx(wanted)
+    assert patch(-patches, GENERATED, 0.1).item() == pytest.approx(wanted)
+
+
+def test_generator_meets_the_adversary_step_by_step() -> None:
+    config = LossConfig(adversary_warmup_steps=3)
+    assert [generator_weights(config, step)["nsp"] for step in range(5)] == [5, 10, 15, 20, 20]
+    assert all(generator_weights(config, step)["l1"] == 20 for step in range(5))
+    assert generator_weights(LossConfig(), 0) == {"l1": 20, "nsp": 20, "mlm": 1, "patch": 1}
+
+
+@pytest.mark.parametrize(("accuracy", "learns"), [(0.5, True), (0.75, True), (0.8, False)])
+def test_lazy_discriminator_waits_for_the_generator(accuracy: float, learns: bool) -> None:
+    config = LossConfig(lazy_above_accuracy=0.75)
+    weights = discriminator_weights(config, torch.tensor(accuracy))
+    assert float(weights["nsp"]) == (20 if learns else 0)
+    assert float(weights["patch"]) == (1 if learns else 0)
+    assert weights["mlm"] == 1
+    always = discriminator_weights(LossConfig(), torch.tensor(accuracy))
+    assert (always["nsp"], always["patch"]) == (20, 1)

@@ -34,7 +34,7 @@ setup(
         "setuptools>=77.0.3",  # torch.utils.cpp_extension imports it
         "nibabel>=5.3",
         "numpy>=2.0",
-        "scipy>=1.14",
+        "scipy>=1.15",
         "nilearn>=0.12",  # carries the MNI152 maps that the phantom is made from
         "joblib>=1.3",
         "pybids>=0.19",

@@ -4,8 +4,9 @@ Beside the generator always stand two baselines: the mean of the training PETs, 
 of the subject, and zero. A generator that does not beat the first has learnt nothing from the MRI.
 Where the dataset has the noise-free truth (the phantom does), everything is also compared with it.
 
-RUN/evaluation holds metrics.tsv, regions.tsv (where the dataset has region labels), summary.tsv,
-summary.json and pet_fake/; it is written under another name and renamed when it is complete.
+RUN/evaluation holds metrics.tsv, regions.tsv and agreement.tsv (where the dataset has region
+labels), summary.tsv, summary.json and pet_fake/; it is written under another name and renamed when
+it is complete.
 """
 
 import csv
@@ -22,6 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ganbert import __version__
+from ganbert.agreement import IMAGE_FIGURES, agreement_lines, image_agreement
 from ganbert.atomic import replacing_folder
 from ganbert.config import ModelCard
 from ganbert.data.index import CachedImage, Index, Row, Split, file_sha256, index_path, load_index
@@ -162,6 +164,7 @@ def _metric_lines(
                 figures = image_metrics(
                     pet_fake, pet_real, data_range=data_range, mask=mask, similarity=similarity
                 )
+                figures |= image_agreement(pet_fake, pet_real, mask)
                 bounds = {"data_range_low": data_range[0], "data_range_high": data_range[1]}
                 keys = {"method": method, "mask": name, "reference": reference}
                 yield {**_identity(row), **keys, **bounds, **figures}
@@ -322,7 +325,8 @@ def evaluate(
     Returns
     -------
     RUN/evaluation. metrics.tsv has one line per image, method, mask and reference ("real", or
-    "truth" where the dataset has it).
+    "truth" where the dataset has it); agreement.tsv has one over all subjects per region, frame,
+    method and reference.
 
     Raises
     ------
@@ -352,13 +356,19 @@ def evaluate(
             of_images, of_regions = judge.judge(row, partial / "pet_fake")
             metrics += of_images
             regions += of_regions
-        summary = summarise(metrics)
+        summary = summarise(metrics, (*METRICS, *IMAGE_FIGURES))
+        agreement = agreement_lines(regions)
         about = _about(split, rows, card, index_sha256)
         _write_tsv(partial / "metrics.tsv", metrics)
         _write_tsv(partial / "summary.tsv", summary)
         if regions:
             _write_tsv(partial / "regions.tsv", regions)
-        content = {**about, "results": [_finite(line) for line in summary]}
+            _write_tsv(partial / "agreement.tsv", agreement)
+        content = {
+            **about,
+            "results": [_finite(line) for line in summary],
+            "agreement": [_finite(line) for line in agreement],
+        }
         (partial / "summary.json").write_text(json.dumps(content, indent=1) + "\n")
     _show(summary, about, console)
     return final

@@ -257,12 +257,13 @@ def _by_subject(lines: Sequence[Line], metric: str) -> list[float]:
     return [float(np.mean(values[subject])) for subject in sorted(values)]
 
 
-def summarise(lines: Sequence[Line]) -> list[Line]:
+def summarise(lines: Sequence[Line], metrics: Sequence[str] = METRICS) -> list[Line]:
     """Mean and interval over subjects per reference, mask, method and metric.
 
     Parameters
     ----------
-    lines : of metrics.tsv: keys subject, tracer, reference, mask, method, and each of `METRICS`
+    lines : of metrics.tsv: keys subject, tracer, reference, mask, method, and each of `metrics`
+    metrics : which columns
 
     Returns
     -------
@@ -276,7 +277,7 @@ def summarise(lines: Sequence[Line]) -> list[Line]:
     summary = []
     for (tracer, reference, mask, method), group in groups.items():
         keys = {"tracer": tracer, "reference": reference, "mask": mask}
-        for metric in METRICS:
+        for metric in metrics:
             ours = _by_subject(group, metric)
             summary.append(_summary_line(keys, method, metric, confidence_interval(ours)))
             if method == "ganbert":

@@ -10,6 +10,22 @@ from ganbert.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
+class CentiloidScale:
+    """The line from cortical SUVR to Centiloid: `slope * SUVR + intercept`.
+
+    Attributes
+    ----------
+    slope : Centiloid per SUVR
+    intercept : Centiloid
+    source : who fitted it and with which pipeline, outside of which it only approximates
+    """
+
+    slope: float
+    intercept: float
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tracer:
     """What the software must know about a PET tracer.
 
@@ -23,6 +39,7 @@ class Tracer:
     target : what its uptake shows
     reference_region : region whose mean uptake is 1 SUVR
     data_range_suvr : (low, high), SUVR; the declared range of PSNR and SSIM for images in SUVR
+    centiloid : from SUVR to the Centiloid scale; None: no amyloid tracer, or no published line
     """
 
     name: str
@@ -33,6 +50,7 @@ class Tracer:
     target: str
     reference_region: str
     data_range_suvr: tuple[float, float]
+    centiloid: CentiloidScale | None = None
 
 
 _F18_HALF_LIFE_S = 6586.2
@@ -49,6 +67,11 @@ TRACERS: dict[str, Tracer] = {
             target="amyloid",
             reference_region="whole cerebellum",
             data_range_suvr=(0.0, 3.0),
+            centiloid=CentiloidScale(
+                slope=183.07,
+                intercept=-177.26,
+                source="Navitsky et al. 2018, Alzheimers Dement 14(12), AVID pipeline",
+            ),
         ),
         Tracer(
             name="AV1451",

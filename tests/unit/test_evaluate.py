@@ -117,6 +117,7 @@ def test_every_image_method_mask_and_reference_has_its_line(run: Path) -> None:
     assert list(lines[0]) == [
         "subject", "session", "tracer", "method", "mask", "reference",
         "data_range_low", "data_range_high", "psnr", "ssim", "rmse", "mae",
+        "intensity_distance", "top_recall",
     ]  # fmt: skip
     keys = {(x["subject"], x["method"], x["mask"], x["reference"]) for x in lines}
     assert len(lines) == len(keys) == 2 * 3 * 2 * 2
@@ -179,6 +180,38 @@ def test_regions_tell_the_bias_of_each(run: Path) -> None:
     assert int(line["num_voxels"]) == 8
     assert float(line["mean_real"]) == pytest.approx(real, rel=1e-4)
     assert float(line["bias"]) == pytest.approx(baseline - real, abs=1e-4)
+
+
+def test_zero_recalls_by_chance_and_lies_as_far_as_the_mean(run: Path) -> None:
+    lines = read_tsv(evaluate(run, console=QUIET) / "metrics.tsv")
+    prepared = run.parent / "data"
+    real = read_cached(prepared, load_index(prepared).rows[4].pet)
+    line = only(lines, subject="e", method="zero", mask="fov", reference="real")
+    assert float(line["intensity_distance"]) == pytest.approx(np.abs(real).mean(), rel=1e-4)
+    assert float(line["top_recall"]) == pytest.approx(0.01, abs=1e-3)
+
+
+def test_agreement_is_over_subjects_per_region_frame_and_method(run: Path) -> None:
+    folder = evaluate(run, console=QUIET)
+    lines = read_tsv(folder / "agreement.tsv")
+    assert len(lines) == 2 * 2 * 2 * 2  # methods, references, regions, frames
+    line = only(lines, method="ganbert", reference="truth", region="2", frame="1")
+    biases = [
+        float(x["bias"])
+        for x in read_tsv(folder / "regions.tsv")
+        if (x["method"], x["reference"], x["region"], x["frame"]) == ("ganbert", "truth", "2", "1")
+    ]
+    assert line["num"] == "2"
+    assert float(line["bias"]) == pytest.approx(np.mean(biases), rel=1e-3)
+    width = 2 * 1.96 * np.std(biases, ddof=1)
+    limits = float(line["upper_limit"]) - float(line["lower_limit"])
+    assert limits == pytest.approx(width, rel=1e-2)
+    # Two subjects always correlate.
+    assert line["pearson"] == line["concordance"] == "n/a"
+    content = json.loads((folder / "summary.json").read_text())
+    assert len(content["agreement"]) == len(lines)
+    assert content["agreement"][0]["pearson"] is None
+    assert {"intensity_distance", "top_recall"} <= {x["metric"] for x in content["results"]}
 
 
 def test_the_summary_states_range_interval_and_paired_gain(run: Path) -> None:

@@ -18,7 +18,16 @@ FLOORS = (
     {"errors"},
     {"atomic", "config", "run_folder", "tracers"},
     {"data", "models"},  # two columns that never see each other
-    {"engine_config", "losses", "metrics", "ranks", "telemetry", "token_bands"},
+    {
+        "agreement",
+        "engine_config",
+        "losses",
+        "metrics",
+        "ranks",
+        "scales",
+        "telemetry",
+        "token_bands",
+    },
     {"engines", "checkpoint", "runs", "predict", "derivatives", "report"},
     {"train", "launch", "prepare", "evaluate", "infer", "cli", "doctor", "inspection"},
 )

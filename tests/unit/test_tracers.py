@@ -34,6 +34,14 @@ def test_numbers_are_plausible(tracer: Tracer) -> None:
     assert 120 <= tracer.half_life_s <= 300_000
 
 
+@EVERY
+def test_only_amyloid_has_a_centiloid_scale(tracer: Tracer) -> None:
+    if tracer.centiloid is not None:
+        assert tracer.target == "amyloid"
+        assert tracer.centiloid.slope > 0 > tracer.centiloid.intercept
+        assert tracer.centiloid.source
+
+
 def test_fluorine_18_decays_with_a_half_life_of_110_minutes() -> None:
     assert TRACERS["FDG"].half_life_s / 60 == pytest.approx(109.77, abs=0.01)
 

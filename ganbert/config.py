@@ -102,7 +102,8 @@ class DiscriminatorConfig(Strict):
     # At least one token of 512.
     masked_fraction_mri: float = Field(default=0.05, ge=1 / 512, le=1.0)
     masked_fraction_pet: float = Field(default=0.25, ge=1 / 512, le=1.0)
-    gradient: Literal["none", "straight_through"] = "straight_through"
+    # How a gradient crosses the rounding to ids; see `models.rounding`.
+    gradient: Literal["none", "straight_through", "interpolated", "chord"] = "straight_through"
     embedding_init: Literal["normal", "ordinal"] = "ordinal"
     # Standard deviation of the noise on the summarised PET before it becomes tokens, real and
     # generated alike, in normalised units (1000 ids each), while training.

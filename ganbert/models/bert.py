@@ -14,17 +14,15 @@ from transformers import BertConfig, BertForPreTraining
 
 from ganbert.config import DiscriminatorConfig
 from ganbert.models.blocks import Checkpoint, call_directly
+from ganbert.models.rounding import GRADIENTS
 from ganbert.models.summary import SUMMARY_LENGTH
 from ganbert.models.vocabulary import (
     CLS_ID,
     MASK_ID,
     MAX_INTENSITY_ID,
     PAD_ID,
-    SCALE,
     SEP_ID,
     VOCABULARY_SIZE,
-    integers_to_ids,
-    values_to_ids,
 )
 
 # [CLS] 512 MRI [SEP] 512 PET [CLS]; paper, section 4.2.
@@ -134,24 +132,8 @@ class IntensityBert(nn.Module):
         return weight
 
     def embed(self, values: Tensor) -> Tensor:
-        """Embed values (N, L) as (N, L, E).
-
-        Forward: the row of the value's id, exactly. Backward: with `none`, nothing; with
-        `straight_through`, the slope of the line between the rows of the two integers that
-        enclose 1000 v, each mapped by the paper's number rules.
-        """
-        table = self._table()
-        hard = nn.functional.embedding(values_to_ids(values), table)
-        if self.gradient == "none" or not values.requires_grad:
-            return hard
-        scaled = values.float() * SCALE
-        lower = scaled.detach().floor()
-        below = nn.functional.embedding(integers_to_ids(lower.long()), table.detach())
-        above = nn.functional.embedding(integers_to_ids(lower.long() + 1), table.detach())
-        fraction = (scaled - lower).unsqueeze(-1).to(table.dtype)
-        line = below + fraction * (above - below)
-        # line - line.detach() is zero: the value of `hard`, the slope of `line`.
-        return hard + (line - line.detach())
+        """Embed values (N, L) as (N, L, E); the gradient crosses the rounding as configured."""
+        return GRADIENTS[self.gradient](values, self._table())
 
     def _special(self, token: int, num_rows: int) -> Tensor:
         return self._table()[token].expand(num_rows, 1, -1)

@@ -97,7 +97,8 @@ def test_table_learns_from_the_rows_that_were_read() -> None:
 
 def pull_on_pet(gradient: str, masked: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
     """Gradient of the generator's adversarial terms at its output, and that output."""
-    discriminator = BertDiscriminator(tiny_config(gradient=gradient)).requires_grad_(False)
+    config = tiny_config(gradient=gradient)
+    discriminator = BertDiscriminator(config, *GRIDS["tiny"]).requires_grad_(False)
     mri = torch.randn(2, 1, *TINY_MRI)
     pet_fake = (4 * torch.rand(2, 2, *TINY_PET)).requires_grad_()
     pet_real = 4 * torch.rand(2, 2, *TINY_PET)

@@ -105,6 +105,8 @@ class DiscriminatorConfig(Strict):
     # How a gradient crosses the rounding to ids; see `models.rounding`.
     gradient: Literal["none", "straight_through", "interpolated", "chord"] = "straight_through"
     embedding_init: Literal["normal", "ordinal"] = "ordinal"
+    # Tensor cores like multiples of 8 or 64, and 1027 tokens are 13 x 79. 1: no padding.
+    sequence_multiple: PositiveInt = 1
     # Standard deviation of the noise on the summarised PET before it becomes tokens, real and
     # generated alike, in normalised units (1000 ids each), while training.
     value_noise: float = Field(default=0.0, ge=0.0)

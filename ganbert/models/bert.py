@@ -87,6 +87,9 @@ def sample_masked_positions(
 class IntensityBert(nn.Module):
     """BERT that reads an MRI and a PET as two sentences of intensity tokens.
 
+    With `sequence_multiple` the sequence is filled up with [PAD] that no token attends to, which
+    changes the shapes inside and, without dropout, not the outputs.
+
     Forward
     -------
     mri_values, pet_values : Tensor (N, 512), float32, summarised normalised images
@@ -100,11 +103,14 @@ class IntensityBert(nn.Module):
     """
 
     token_type_ids: Tensor
+    attention_mask: Tensor | None
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
-        self.gradient = config.gradient
+        self.gradient = GRADIENTS[config.gradient]
         self.checkpoint: Checkpoint = call_directly
+        self.num_padding = -SEQUENCE_LENGTH % config.sequence_multiple
+        length = SEQUENCE_LENGTH + self.num_padding
         self.bert = BertForPreTraining(
             BertConfig(
                 vocab_size=VOCABULARY_SIZE,
@@ -114,7 +120,7 @@ class IntensityBert(nn.Module):
                 intermediate_size=config.intermediate_size,
                 hidden_dropout_prob=config.dropout,
                 attention_probs_dropout_prob=config.dropout,
-                max_position_embeddings=SEQUENCE_LENGTH,
+                max_position_embeddings=length,
                 pad_token_id=PAD_ID,
                 attn_implementation="sdpa",
             )
@@ -123,20 +129,27 @@ class IntensityBert(nn.Module):
             with torch.no_grad():
                 rows = ordinal_table(MAX_INTENSITY_ID + 1, config.hidden_size)
                 self._table()[: MAX_INTENSITY_ID + 1] = rows
-        segments = torch.zeros(1, SEQUENCE_LENGTH, dtype=torch.long)
+        segments = torch.zeros(1, length, dtype=torch.long)
         segments[:, _FIRST_PET:] = 1
         self.register_buffer("token_type_ids", segments, persistent=False)
+        self.register_buffer("attention_mask", self._attention_mask(length), persistent=False)
+
+    def _attention_mask(self, length: int) -> Tensor | None:
+        # Any mask, even one that hides nothing, shuts out the fastest kernels of attention.
+        if not self.num_padding:
+            return None
+        return (torch.arange(length) < SEQUENCE_LENGTH)[None, None, None]
 
     def _table(self) -> Tensor:
         weight: Tensor = self.bert.get_input_embeddings().weight
         return weight
 
     def embed(self, values: Tensor) -> Tensor:
-        """Embed values (N, L) as (N, L, E); the gradient crosses the rounding as configured."""
-        return GRADIENTS[self.gradient](values, self._table())
+        """Embed values (N, L) as (N, L, E); forward and backward are those of `GRADIENTS`."""
+        return self.gradient(values, self._table())
 
-    def _special(self, token: int, num_rows: int) -> Tensor:
-        return self._table()[token].expand(num_rows, 1, -1)
+    def _special(self, token: int, num_rows: int, count: int = 1) -> Tensor:
+        return self._table()[token].expand(num_rows, count, -1)
 
     def _mask(self, embeddings: Tensor, masked_positions: Tensor) -> Tensor:
         num_rows, length, _ = embeddings.shape
@@ -150,7 +163,8 @@ class IntensityBert(nn.Module):
         """Tell real from generated, and predict the masked values."""
         num_rows = len(mri_values)
         cls, sep = self._special(CLS_ID, num_rows), self._special(SEP_ID, num_rows)
-        sentence = (cls, self.embed(mri_values), sep, self.embed(pet_values), cls)
+        padding = self._special(PAD_ID, num_rows, self.num_padding)
+        sentence = (cls, self.embed(mri_values), sep, self.embed(pet_values), cls, padding)
         embeddings = self._mask(torch.cat(sentence, dim=1), masked_positions)
         hidden = self._encode(embeddings)
         pooled = self.bert.bert.pooler(hidden)
@@ -162,8 +176,9 @@ class IntensityBert(nn.Module):
     def _encode(self, embeddings: Tensor) -> Tensor:
         segments = self.token_type_ids.expand(len(embeddings), -1)
         hidden = self.bert.bert.embeddings(inputs_embeds=embeddings, token_type_ids=segments)
+        mask = () if self.attention_mask is None else (self.attention_mask,)
         for layer in self.bert.bert.encoder.layer:
-            hidden = _hidden(self.checkpoint(layer, hidden))
+            hidden = _hidden(self.checkpoint(layer, hidden, *mask))
         return hidden
 
 

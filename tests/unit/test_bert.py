@@ -1,5 +1,7 @@
 """BERT over intensity tokens: the sequence, the mask, exact embeddings, ordinal rows."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +21,7 @@ from ganbert.models.vocabulary import (
     CLS_ID,
     MASK_ID,
     MAX_INTENSITY_ID,
+    PAD_ID,
     SEP_ID,
     VOCABULARY_SIZE,
     values_to_ids,
@@ -165,7 +168,7 @@ def test_mlm_logits_stand_in_the_order_of_the_positions(
 
 def test_embeddings_are_the_rows_exactly() -> None:
     values = torch.tensor([[0.0, 0.0014, -0.499, -0.5, -0.501, 9.9996, 10.0, 10.001, 123.4567]])
-    for gradient in ("none", "straight_through"):
+    for gradient in ("none", "straight_through", "chord"):
         bert = IntensityBert(tiny_config(gradient=gradient))
         table = bert.bert.get_input_embeddings().weight
         for requires_grad in (False, True):
@@ -211,10 +214,12 @@ def learner() -> IntensityBert:
     return IntensityBert(tiny_config(num_layers=2, dropout=0.1)).train()
 
 
+@pytest.mark.parametrize("multiple", [1, 64])
 def test_checkpointing_changes_nothing_but_memory(
-    learner: IntensityBert, values: tuple[Tensor, Tensor]
+    multiple: int, values: tuple[Tensor, Tensor]
 ) -> None:
-    masked, calls = sample(2), []
+    config = tiny_config(num_layers=2, dropout=0.1, sequence_multiple=multiple)
+    learner, masked, calls = IntensityBert(config).train(), sample(2), []
 
     def counted(function: torch.nn.Module, *arguments: Tensor) -> Tensor:
         calls.append(function)
@@ -243,3 +248,73 @@ def test_every_parameter_that_is_used_learns(
     (output.nsp_logits[:, 0].sum() + output.mlm_logits.square().mean()).backward()
     without = [name for name, p in learner.named_parameters() if p.grad is None]
     assert not without
+
+
+POSITIONS = "bert.bert.embeddings.position_embeddings.weight"
+
+
+def padded_twin(bert: IntensityBert, multiple: int, **settings: object) -> IntensityBert:
+    """The same weights behind a padded sequence; its further positions hold noise."""
+    twin = IntensityBert(tiny_config(sequence_multiple=multiple, **settings))
+    state = dict(bert.state_dict())
+    further = 10 * torch.randn_like(twin.state_dict()[POSITIONS][SEQUENCE_LENGTH:])
+    state[POSITIONS] = torch.cat((state[POSITIONS], further))
+    twin.load_state_dict(state)
+    return twin.train(bert.training)
+
+
+@pytest.mark.parametrize(("multiple", "length"), [(1, 1027), (8, 1032), (64, 1088), (1027, 1027)])
+def test_sequence_is_padded_to_a_multiple(
+    multiple: int, length: int, values: tuple[Tensor, Tensor]
+) -> None:
+    bert = IntensityBert(tiny_config(sequence_multiple=multiple))
+    masked = sample(2)
+    embedded = sequence_of(bert, *values, masked)
+    assert embedded.shape == (2, length, 32)
+    padding = bert.bert.get_input_embeddings().weight[PAD_ID].expand(2, length - 1027, -1)
+    assert torch.equal(embedded[:, SEQUENCE_LENGTH:], padding)
+    assert bert.state_dict()[POSITIONS].shape == (length, 32)
+
+
+@pytest.mark.parametrize("multiple", [8, 64])
+def test_padding_changes_no_output_and_no_gradient(
+    values: tuple[Tensor, Tensor], multiple: int
+) -> None:
+    bert = IntensityBert(tiny_config(num_layers=2)).eval()
+    # A [PAD] row that is not small: it must be hidden.
+    bert.bert.get_input_embeddings().weight.data[PAD_ID] = torch.randn(32)
+    masked = sample(2)
+    results = []
+    for network in (bert, padded_twin(bert, multiple, num_layers=2)):
+        pet = values[1].clone().requires_grad_()
+        output = network(values[0], pet, masked)
+        (pull,) = torch.autograd.grad(output.nsp_logits[:, 0].sum(), pet, retain_graph=True)
+        (rows,) = torch.autograd.grad(
+            output.mlm_logits.square().mean(), network.get_parameter(POSITIONS)
+        )
+        results.append((*output, pull, rows))
+    (*plain, rows), (*padded, padded_rows) = results
+    assert plain[2].any()
+    for one, other in zip(plain, padded, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(padded_rows[:SEQUENCE_LENGTH], rows, rtol=1e-5, atol=1e-5)
+    assert not padded_rows[SEQUENCE_LENGTH:].any()
+
+
+@pytest.mark.parametrize(("multiple", "hidden"), [(1, None), (79, None), (64, 61)])
+def test_attention_has_a_mask_only_where_there_is_padding(
+    multiple: int,
+    hidden: int | None,
+    values: tuple[Tensor, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Tensor | None] = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*args: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        seen.append(attn_mask)
+        return attend(*args, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    IntensityBert(tiny_config(sequence_multiple=multiple))(*values, sample(2))
+    assert [mask if mask is None else int((~mask).sum()) for mask in seen] == [hidden]

@@ -105,6 +105,18 @@ def inspect(
 
 
 @app.command()
+def model(
+    config: Annotated[Path, typer.Argument(help="Recipe folder (ds_configs/...).")],
+    size: Annotated[Size, typer.Option(help="Voxels of MRI and PET.")] = "paper",
+    micro_batch: Annotated[int, typer.Option(min=1, help="Volumes in a forward pass.")] = 1,
+) -> None:
+    """Show what a recipe's networks cost: parameters, multiply-adds, memory. Computes nothing."""
+    from ganbert.model_table import show_model
+
+    show_model(config, *GRIDS[size], micro_batch)
+
+
+@app.command()
 def train(
     config: Annotated[Path, typer.Option(help="Recipe folder (ds_configs/...) or its run.yaml.")],
     data: Annotated[Path, typer.Option(help="Output folder of `prepare`.")],

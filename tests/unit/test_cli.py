@@ -26,6 +26,7 @@ OPTIONS = {
         "--participant_label",
         "--device",
     },
+    "model": {"config", "--size", "--micro-batch"},
     "inspect": {"prepared", "--verify", "--tokens", "--intensity-ratio"},
     "phantom": {"out", "--subjects", "--tracer", "--seed", "--size", "--jobs"},
     "prepare": {"bids", "out", "--size", "--seed", "--layout", "--jobs"},

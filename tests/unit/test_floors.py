@@ -29,7 +29,17 @@ FLOORS = (
         "token_bands",
     },
     {"engines", "checkpoint", "runs", "predict", "derivatives", "report"},
-    {"train", "launch", "prepare", "evaluate", "infer", "cli", "doctor", "inspection"},
+    {
+        "train",
+        "launch",
+        "prepare",
+        "evaluate",
+        "infer",
+        "cli",
+        "doctor",
+        "inspection",
+        "model_table",
+    },
 )
 # The same inside data/.
 DATA_FLOORS = (

@@ -7,13 +7,14 @@ if it belongs to a head of a discriminator; its weight of the same name in `conf
 column in `telemetry.StepStats`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, l1_loss
 
 from ganbert.config import LossConfig
+from ganbert.errors import GanbertError
 from ganbert.models.discriminators import Judgement
 
 # As in BERT's own next-sentence prediction: class 0 is the true continuation.
@@ -128,6 +129,30 @@ def generator_weights(config: LossConfig, step: int) -> dict[str, float]:
     share = min(1.0, (step + 1) / (config.adversary_warmup_steps + 1))
     weights = {name: getattr(config, name) for name in TERMS}
     return {name: w if name == "l1" else share * w for name, w in weights.items()}
+
+
+def check_finite(terms: Mapping[str, Tensor], subjects: Sequence[str]) -> None:
+    """Refuse to learn from losses that are no numbers.
+
+    Parameters
+    ----------
+    terms : scalars by name
+    subjects : labels of the micro-batch, for the message
+
+    Raises
+    ------
+    GanbertError
+        Naming the terms and the subjects.
+    """
+    wrong = [name for name, term in terms.items() if not bool(term.isfinite())]
+    if wrong:
+        raise GanbertError(
+            ", ".join(f"sub-{label}" for label in subjects) or "micro-batch",
+            expected=f"a finite loss ({', '.join(wrong)})",
+            found=", ".join(str(terms[name].item()) for name in wrong),
+            remedy="look at these images; if they are fine, lower the learning rate or the loss "
+            "weights and resume from a checkpoint",
+        )
 
 
 def weighted_sum(

@@ -18,7 +18,6 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 import argparse
 import contextlib
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -49,7 +48,7 @@ from ganbert.engines import (
     init_world,
     leave_world,
 )
-from ganbert.errors import EXIT_INTERRUPTED, GanbertError, one_line_errors
+from ganbert.errors import EXIT_INTERRUPTED, one_line_errors
 from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
 from ganbert.ranks import StopRequest, barrier, mean_over_ranks, require_same, together
@@ -155,6 +154,11 @@ def discriminator_step(
     Returns
     -------
     Losses and accuracies, scalars, by their names in `StepStats`.
+
+    Raises
+    ------
+    GanbertError
+        Before anything is learnt, if a loss is no number; all ranks leave.
     """
     if engines.discriminator is None:
         return {}
@@ -165,6 +169,8 @@ def discriminator_step(
     labels = truth.repeat_interleave(len(batch.mri))
     terms = losses.judged(judgement, labels, config.label_smoothing)
     on_real, on_fake = (half.mean() for half in judgement.share_real().chunk(2))
+    with together():
+        losses.check_finite(terms, batch.subjects)
     weights = losses.discriminator_weights(config, (on_real + 1 - on_fake) / 2)
     engines.discriminator.backward(losses.weighted_sum(terms, weights))
     engines.discriminator.step()
@@ -191,6 +197,11 @@ def generator_step(
     Returns
     -------
     Losses, scalars, by their names in `StepStats`.
+
+    Raises
+    ------
+    GanbertError
+        Before anything is learnt, if a loss is no number; all ranks leave.
     """
     for_l1, for_adversary = losses.hold_adversary(pet_fake, config.max_adversarial_ratio)
     terms = {"l1": losses.l1(for_l1, batch.pet_real)}
@@ -198,6 +209,8 @@ def generator_step(
         if discriminator is not None:
             judgement = discriminator(batch.mri, for_adversary, batch.pet_real, masks)
             terms |= losses.judged(judgement, losses.REAL)
+        with together():
+            losses.check_finite(terms, batch.subjects)
         weights = losses.generator_weights(config, step)
         engines.generator.backward(losses.weighted_sum(terms, weights))
         engines.generator.step()
@@ -248,7 +261,6 @@ def train(
         state = state.model_copy(
             update={"step": state.step + 1, "samples_seen": state.samples_seen + samples_per_step}
         )
-        check_finite(means, state.step)
         seconds = time.perf_counter() - started
         telemetry.write(
             StepStats(
@@ -284,24 +296,6 @@ def average(
     wish = torch.tensor([float(stop.received)], device=world.device)
     *values, wished = mean_over_ranks(torch.cat((means, wish))).tolist()
     return dict(zip(names, values, strict=True)), wished > 0
-
-
-def check_finite(means: dict[str, float], step: int) -> None:
-    """Stop a run whose losses are no numbers any more.
-
-    Raises
-    ------
-    GanbertError
-        Naming the term.
-    """
-    for name, value in means.items():
-        if not math.isfinite(value):
-            raise GanbertError(
-                f"step {step}",
-                expected=f"a finite {name}",
-                found=str(value),
-                remedy="lower the learning rate or the loss weights and resume from a checkpoint",
-            )
 
 
 def prepare_engines(run: Run) -> Engines:

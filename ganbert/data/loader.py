@@ -9,7 +9,7 @@ repeated within an epoch, no two ranks ever hold the same part, and resuming is 
 import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,11 +36,13 @@ class Batch:
     mri : (N, 1, D, H, W) float32, normalised (paper, section 3.1)
     pet_real : (N, T, D, H, W) float32, normalised by the MRI's statistics
     rows : position of each sample in `index.select(split)`
+    subjects : BIDS label of each sample
     """
 
     mri: torch.Tensor
     pet_real: torch.Tensor
     rows: list[int]
+    subjects: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,12 @@ class Loader:
         pipeline: Any,
         *,
         check: Callable[[], None],
+        subjects: Sequence[str],
         num_batches: int,
         device_id: int | None,
     ) -> None:
         self._pipeline = pipeline
+        self._subjects = subjects
         self._check = check
         self._num_batches = num_batches
         self._num_given = 0
@@ -120,7 +124,8 @@ class Loader:
         if rows != _to_positions(pet_labels):
             raise AssertionError("the two readers of the pipeline are out of step")
         self._num_given += 1
-        return Batch(mri=self._own(mri), pet_real=self._own(pet), rows=rows)
+        subjects = [self._subjects[row] for row in rows]
+        return Batch(mri=self._own(mri), pet_real=self._own(pet), rows=rows, subjects=subjects)
 
     def __enter__(self) -> Self:
         return self
@@ -199,7 +204,13 @@ def build_loader(
     if positions:
         mri, pet = _streams(folder, index, rows, positions, intensity_ratio)
         pipeline = build_pipeline(mri, pet, micro_batch=micro_batch, device_id=device_id)
-    return Loader(pipeline, check=check, num_batches=num_micro_steps, device_id=device_id)
+    return Loader(
+        pipeline,
+        check=check,
+        subjects=[row.subject for row in rows],
+        num_batches=num_micro_steps,
+        device_id=device_id,
+    )
 
 
 def _streams(

@@ -12,7 +12,7 @@ import torch
 from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID, Recipe, load_recipe
 from ganbert.data.loader import Batch
 from ganbert.engines import Engines, build_engines, init_world, leave_world
-from ganbert.errors import ConfigError
+from ganbert.errors import ConfigError, GanbertError
 from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
 from ganbert.train import discriminator_step, generator_step
@@ -243,3 +243,25 @@ def test_every_kind_of_discriminator_trains_both_networks(kind: str, terms: set[
     assert engines.by_name.keys() == {"generator", *(["discriminator"] if terms else [])}
     for name, engine in engines.by_name.items():
         assert not same_weights(untrained.by_name[name], engine)
+
+
+@pytest.mark.parametrize("kind", ["none", "patchgan", "bert"])
+def test_an_image_that_is_no_number_teaches_nothing(kind: str) -> None:
+    recipe = with_learning_rates(recipe_with(gradient_accumulation_steps=1), 1e-3, 1e-3)
+    chosen = recipe.run.discriminator.model_copy(update={"kind": kind, "patch_channels": (4, 4)})
+    recipe = recipe.model_copy(
+        update={"run": recipe.run.model_copy(update={"discriminator": chosen})}
+    )
+    untrained, engines, batch = engines_with(recipe), engines_with(recipe), random_batch(2)
+    batch.pet_real[1, 0, 2, 3, 4] = torch.nan
+    batch.subjects.extend(["001", "002"])
+    masks = engines.sample_masks(6, torch.Generator().manual_seed(2)).to(DEVICE)
+    for _ in range(4):  # the first steps of the schedule have a learning rate of 0
+        pet_fake = engines.generator(batch.mri)
+        if kind != "none":
+            with pytest.raises(GanbertError, match="sub-001, sub-002: expected a finite loss"):
+                discriminator_step(engines, batch, pet_fake, masks[:4], recipe.run.losses)
+        with pytest.raises(GanbertError, match=r"finite loss \(l1"):
+            generator_step(engines, batch, pet_fake, masks[4:], recipe.run.losses)
+    for name, engine in engines.by_name.items():
+        assert same_weights(untrained.by_name[name], engine)

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ganbert.config import LossConfig
+from ganbert.errors import GanbertError
 from ganbert.losses import (
     GENERATED,
     REAL,
     TERMS,
+    check_finite,
     discriminator_weights,
     generator_weights,
     hold_adversary,
@@ -243,3 +245,16 @@ def test_lazy_discriminator_waits_for_the_generator(accuracy: float, learns: boo
     assert weights["mlm"] == 1
     always = discriminator_weights(LossConfig(), torch.tensor(accuracy))
     assert (always["nsp"], always["patch"]) == (20, 1)
+
+
+def test_finite_losses_pass() -> None:
+    check_finite({"l1": torch.tensor(0.0), "nsp": torch.tensor(1e30)}, ["001"])
+
+
+@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_loss_that_is_no_number_names_the_term_and_the_subjects(name: str, value: float) -> None:
+    terms = {term: torch.tensor(0.5) for term in TERMS} | {name: torch.tensor(value)}
+    said = rf"sub-001, sub-007: expected a finite loss \({name}\), found {value};"
+    with pytest.raises(GanbertError, match=said):
+        check_finite(terms, ["001", "007"])

@@ -210,8 +210,11 @@ def bland_altman(fake: Sequence[float], real: Sequence[float]) -> BlandAltman:
 
 
 def _tells_nothing(first: Array, second: Array) -> bool:
-    # Two points always lie on a line.
-    return first.size < 3 or not np.ptp(first) > 0 or not np.ptp(second) > 0
+    # Two points always lie on a line, and rounding errors lie anywhere.
+    def varies(values: Array) -> bool:
+        return bool(np.ptp(values) > 1e-9 * np.abs(values).max())
+
+    return first.size < 3 or not varies(first) or not varies(second)
 
 
 def pearson(fake: Sequence[float], real: Sequence[float]) -> Estimate:

@@ -89,7 +89,7 @@ class DiscriminatorConfig(Strict):
     ----------
     kind : `bert`; `patchgan`, the CNN of pix2pix; `bert_patchgan`, the paper's "with CNN-D";
         `none`, no adversary: L1 alone
-    patch_channels : widths of the CNN's layers, each of which halves the image
+    patch_channels : widths of the CNN's layers; all but the last halve the image
     """
 
     kind: Literal["bert", "patchgan", "bert_patchgan", "none"] = "bert"
@@ -106,10 +106,10 @@ class DiscriminatorConfig(Strict):
     gradient: Literal["none", "straight_through", "interpolated", "chord"] = "straight_through"
     embedding_init: Literal["normal", "ordinal"] = "ordinal"
     # Tensor cores like multiples of 8 or 64, and 1027 tokens are 13 x 79. 1: no padding.
-    sequence_multiple: PositiveInt = 1
+    sequence_multiple: int = Field(default=1, ge=1, le=1024)
     # Standard deviation of the noise on the summarised PET before it becomes tokens, real and
     # generated alike, in normalised units (1000 ids each), while training.
-    value_noise: float = Field(default=0.0, ge=0.0)
+    value_noise: FiniteFloat = Field(default=0.0, ge=0.0)
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
@@ -133,8 +133,8 @@ class LossConfig(Strict):
     adversary_warmup_steps: int = Field(default=0, ge=0)
     # What the discriminator is told of a real or generated PET is this far from certain.
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
-    # While the discriminator judges a larger share of its micro-batch rightly, it does not learn
-    # to tell real from generated; MLM goes on. None: it always learns.
+    # While a head judges a larger share of the micro-batches of all ranks rightly, its gradient is
+    # zero (Adam's momentum runs on, and MLM goes on). None: it always learns.
     lazy_above_accuracy: float | None = Field(default=None, ge=0.0, lt=1.0)
 
     @model_validator(mode="after")

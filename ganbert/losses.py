@@ -2,9 +2,9 @@
 
     G* = w_nsp arg min_G max_D L_cGAN(G, D) + w_mlm L_MLM(G) + w_l1 L_L1(G)      (1)
 
-To add a term: a function here, entered in `TERMS`, over which the tests run; its line in `judged`,
-if it belongs to a head of a discriminator; its weight of the same name in `config.LossConfig`; its
-column in `telemetry.StepStats`.
+To add a term: a function here, entered in `TERMS`, over which the tests run; its line in `judged`
+and its name in `ADVERSARIAL`, if it belongs to a head of a discriminator; its weight of the same
+name in `config.LossConfig`; its column in `telemetry.StepStats`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -81,6 +81,10 @@ def patch(patch_logits: Tensor, label: int | Tensor, smoothing: float = 0.0) -> 
 
 
 TERMS: dict[str, Callable[..., Tensor]] = {"l1": l1, "nsp": nsp, "mlm": mlm, "patch": patch}
+# Terms that tell real from generated, which `lazy_above_accuracy` holds back; and all that come
+# from the adversary, which `adversary_warmup_steps` lets in slowly.
+REAL_OR_GENERATED = ("nsp", "patch")
+ADVERSARIAL = (*REAL_OR_GENERATED, "mlm")
 
 
 def judged(judgement: Judgement, label: int | Tensor, smoothing: float = 0.0) -> dict[str, Tensor]:
@@ -100,59 +104,70 @@ def judged(judgement: Judgement, label: int | Tensor, smoothing: float = 0.0) ->
     return terms
 
 
-def discriminator_weights(config: LossConfig, accuracy: Tensor) -> dict[str, Tensor | float]:
-    """Weights of the discriminator's terms, given how well it judges.
+def accuracies(judgement: Judgement, labels: Tensor) -> dict[str, Tensor]:
+    """Share that each head judges rightly, by the name of its term: Tensor (), 0..1.
 
     Parameters
     ----------
-    accuracy : Tensor (), share of this rank's micro-batch that it judges rightly, 0..1
+    labels : Tensor (N,), int64, `REAL` or `GENERATED`
+    """
+    rights = {}
+    if judgement.nsp_logits is not None:
+        rights["nsp"] = (judgement.nsp_logits.argmax(1) == labels).float().mean()
+    if judgement.patch_logits is not None:
+        is_real = (labels == REAL).view(-1, 1, 1, 1, 1)
+        rights["patch"] = ((judgement.patch_logits > 0) == is_real).float().mean()
+    return rights
+
+
+def discriminator_weights(
+    config: LossConfig, rights: Mapping[str, Tensor]
+) -> dict[str, Tensor | float]:
+    """Weights of the discriminator's terms, given how well its heads judge.
+
+    Parameters
+    ----------
+    rights : of `accuracies`; the same on all ranks, or they would be taught unequally
 
     Returns
     -------
-    The configured weights; those of `nsp` and `patch` are 0 while `accuracy` is above
-    `lazy_above_accuracy`. Nothing is remembered from step to step, so a resumed run decides alike.
+    The configured weights; that of a head is 0 while its accuracy is above `lazy_above_accuracy`.
+    Nothing is remembered from step to step, so a resumed run decides alike.
 
     Source: design decision (docs/architecture.md): updates that wait for the generator.
     """
     weights: dict[str, Tensor | float] = {name: getattr(config, name) for name in TERMS}
     if config.lazy_above_accuracy is not None:
-        learns = (accuracy <= config.lazy_above_accuracy).float()
-        weights |= {name: learns * weights[name] for name in ("nsp", "patch")}
+        for name, accuracy in rights.items():
+            weights[name] = (accuracy <= config.lazy_above_accuracy).float() * weights[name]
     return weights
 
 
 def generator_weights(config: LossConfig, step: int) -> dict[str, float]:
     """Weights of the generator's terms after `step` optimiser steps.
 
-    The adversary's (`nsp`, `mlm`, `patch`) rise linearly over `adversary_warmup_steps`.
+    Those of `ADVERSARIAL` terms rise linearly over `adversary_warmup_steps`.
     """
     share = min(1.0, (step + 1) / (config.adversary_warmup_steps + 1))
     weights = {name: getattr(config, name) for name in TERMS}
-    return {name: w if name == "l1" else share * w for name, w in weights.items()}
+    return {name: share * w if name in ADVERSARIAL else w for name, w in weights.items()}
 
 
-def check_finite(terms: Mapping[str, Tensor], subjects: Sequence[str]) -> None:
-    """Refuse to learn from losses that are no numbers.
+def all_finite(terms: Mapping[str, Tensor]) -> Tensor:
+    """Whether all terms are numbers: Tensor (), bool, without waiting for the device."""
+    return torch.stack([term.detach() for term in terms.values()]).isfinite().all()
 
-    Parameters
-    ----------
-    terms : scalars by name
-    subjects : labels of the micro-batch, for the message
 
-    Raises
-    ------
-    GanbertError
-        Naming the terms and the subjects.
-    """
-    wrong = [name for name, term in terms.items() if not bool(term.isfinite())]
-    if wrong:
-        raise GanbertError(
-            ", ".join(f"sub-{label}" for label in subjects) or "micro-batch",
-            expected=f"a finite loss ({', '.join(wrong)})",
-            found=", ".join(str(terms[name].item()) for name in wrong),
-            remedy="look at these images; if they are fine, lower the learning rate or the loss "
-            "weights and resume from a checkpoint",
-        )
+def not_finite(terms: Mapping[str, Tensor], subjects: Sequence[str]) -> GanbertError:
+    """Error that names the terms that are no numbers, and the subjects of the micro-batch."""
+    wrong = {name: term.item() for name, term in terms.items() if not term.isfinite()}
+    return GanbertError(
+        ", ".join(f"sub-{label}" for label in subjects) or "micro-batch",
+        expected=f"a finite loss ({', '.join(wrong)})",
+        found=", ".join(map(str, wrong.values())),
+        remedy="look at these images; if they are fine, lower the learning rate or the loss "
+        "weights and resume from a checkpoint",
+    )
 
 
 def weighted_sum(

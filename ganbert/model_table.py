@@ -125,10 +125,12 @@ class _Kept:
         for module, part in self._modules.items():
             handles.append(module.register_forward_pre_hook(self._enter(part)))
             handles.append(module.register_forward_hook(lambda *_: self._leave()))
-        with torch.autograd.graph.saved_tensors_hooks(self.keep, lambda tensor: tensor):
-            yield
-        for handle in handles:
-            handle.remove()
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(self.keep, lambda tensor: tensor):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _enter(self, name: str) -> Callable[..., None]:
         return lambda *_: self._at_work.append(name)
@@ -147,9 +149,7 @@ def _kept_bytes(
         for owner in owners if checkpointing else []:
             setattr(owner, "checkpoint", kept.checkpointed)  # noqa: B010
         with kept.watching():
-            # Alive until everything is counted: what is freed could be counted twice.
-            output = module(*inputs)
-            del output
+            module(*inputs)
     finally:
         for owner, function in zip(owners, before, strict=True):
             setattr(owner, "checkpoint", function)  # noqa: B010

@@ -5,7 +5,7 @@ Needs a process group (see `engines.init_world`); knows nothing of networks.
 
 import contextlib
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -64,6 +64,30 @@ def together() -> Iterator[None]:
     if error is not None:
         raise error
     if failed.item() > 0:
+        raise SystemExit(EXIT_USER_ERROR)
+
+
+def require(holds: Tensor, error: Callable[[], GanbertError]) -> None:
+    """Go on only if a condition holds on every rank: one small collective, one wait.
+
+    Parameters
+    ----------
+    holds : Tensor (), bool, on the ranks' device
+    error : what to raise where it does not hold
+
+    Raises
+    ------
+    GanbertError
+        On the ranks where it does not hold.
+    SystemExit
+        On the others, with the exit code of a user's mistake and without a word.
+    """
+    broken = (~holds).float()
+    worst = broken.clone()
+    dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+    if worst.item() > 0:
+        if broken.item() > 0:
+            raise error()
         raise SystemExit(EXIT_USER_ERROR)
 
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 import ganbert
 from ganbert.atomic import make_folder, output_error, write_text
-from ganbert.config import Recipe
+from ganbert.config import DiscriminatorConfig, GeneratorConfig, Recipe
 from ganbert.data.index import Index, Row, file_sha256, index_path, load_index
 from ganbert.errors import CheckpointError, DatasetError, OutputError
 from ganbert.metrics import declared_data_range
@@ -190,8 +192,10 @@ def check_same_run(run: Run, world_size: int) -> None:
     before = read_description(run.output)
     recipe_before, recipe = before["recipe"], run.recipe.model_dump(mode="json")
     facts = {
-        "generator": [r["run"]["generator"] for r in (recipe_before, recipe)],
-        "discriminator": [r["run"]["discriminator"] for r in (recipe_before, recipe)],
+        "generator": [_section(GeneratorConfig, r, "generator") for r in (recipe_before, recipe)],
+        "discriminator": [
+            _section(DiscriminatorConfig, r, "discriminator") for r in (recipe_before, recipe)
+        ],
         "intensity_ratio": [before["intensity_ratio"], run.intensity_ratio],
         "zero_optimization.stage": [_zero_stages(r) for r in (recipe_before, recipe)],
         "precision": [_precisions(r) for r in (recipe_before, recipe)],
@@ -206,6 +210,15 @@ def check_same_run(run: Run, world_size: int) -> None:
                 found=_difference(new, old),
                 remedy="restore the recipe and the number of ranks, or give another --output",
             )
+
+
+def _section(model: type[BaseModel], recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Settings of a network; keys that an older version did not write have their defaults."""
+    written: dict[str, Any] = recipe["run"][name]
+    try:
+        return model.model_validate(written).model_dump(mode="json")
+    except ValidationError:
+        return written
 
 
 def _zero_stages(recipe: Mapping[str, Any]) -> dict[str, int]:
@@ -224,7 +237,7 @@ def _precisions(recipe: Mapping[str, Any]) -> dict[str, str]:
 def _difference(of: object, other: object) -> str:
     if not isinstance(of, Mapping) or not isinstance(other, Mapping):
         return str(of)
-    return ", ".join(f"{key} {of[key]}" for key in of if of[key] != other.get(key))
+    return ", ".join(f"{k} {v}" for k, v in of.items() if v != other.get(k)) or "nothing else"
 
 
 def describe_run(run: Run, world_size: int, device: str) -> dict[str, object]:

@@ -28,6 +28,8 @@ _PLAIN_INTERVAL_SECONDS = 15.0
 class StepStats:
     """One optimiser step. Losses, accuracies: means over all ranks and micro-batches, unweighted.
 
+    The discriminator's losses are against its smoothed labels where `label_smoothing` is set.
+
     Attributes
     ----------
     step : optimiser steps done, this one included
@@ -124,7 +126,9 @@ class PrometheusSink:
         )
         self._epoch = gauge("epoch", "Passes over the training rows")
         self._loss = gauge("loss", "Unweighted term of Eq. 1", ("network", "term"))
-        self._accuracy = gauge("nsp_accuracy_ratio", "Share judged rightly by BERT", ("kind",))
+        self._accuracy = gauge(
+            "nsp_accuracy_ratio", "Share judged rightly by the discriminator", ("kind",)
+        )
         self._rate = gauge("learning_rate", "Learning rate", ("network",))
 
     def write(self, stats: StepStats, new_volumes: int) -> None:

@@ -51,7 +51,14 @@ from ganbert.engines import (
 from ganbert.errors import EXIT_INTERRUPTED, one_line_errors
 from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
-from ganbert.ranks import StopRequest, barrier, mean_over_ranks, require_same, together
+from ganbert.ranks import (
+    StopRequest,
+    barrier,
+    mean_over_ranks,
+    require,
+    require_same,
+    together,
+)
 from ganbert.runs import Run, claim, plan_run, write_description
 from ganbert.telemetry import StepStats, Telemetry
 
@@ -169,9 +176,13 @@ def discriminator_step(
     labels = truth.repeat_interleave(len(batch.mri))
     terms = losses.judged(judgement, labels, config.label_smoothing)
     on_real, on_fake = (half.mean() for half in judgement.share_real().chunk(2))
-    with together():
-        losses.check_finite(terms, batch.subjects)
-    weights = losses.discriminator_weights(config, (on_real + 1 - on_fake) / 2)
+    # With L1, which sees what an id cannot show: an image that is no number.
+    seen = terms | {"l1": losses.l1(pet_fake.detach(), batch.pet_real)}
+    require(losses.all_finite(seen), lambda: losses.not_finite(seen, batch.subjects))
+    rights = losses.accuracies(judgement, labels)
+    if config.lazy_above_accuracy is not None:
+        rights = {name: mean_over_ranks(right) for name, right in rights.items()}
+    weights = losses.discriminator_weights(config, rights)
     engines.discriminator.backward(losses.weighted_sum(terms, weights))
     engines.discriminator.step()
     named = {f"loss_{name}_discriminator": term.detach() for name, term in terms.items()}
@@ -184,7 +195,7 @@ def generator_step(
     pet_fake: Tensor,
     masks: Tensor,
     config: LossConfig,
-    step: int = 0,
+    step: int,
 ) -> dict[str, Tensor]:
     """The generator learns to be judged real, to help BERT and to be right (Eq. 1, min_G).
 
@@ -209,8 +220,7 @@ def generator_step(
         if discriminator is not None:
             judgement = discriminator(batch.mri, for_adversary, batch.pet_real, masks)
             terms |= losses.judged(judgement, losses.REAL)
-        with together():
-            losses.check_finite(terms, batch.subjects)
+        require(losses.all_finite(terms), lambda: losses.not_finite(terms, batch.subjects))
         weights = losses.generator_weights(config, step)
         engines.generator.backward(losses.weighted_sum(terms, weights))
         engines.generator.step()

@@ -121,7 +121,7 @@ _TRAINING: tuple[tuple[Chart, _Lines], ...] = (
         ),
     ),
     (
-        Chart("accuracy", "NSP accuracy of BERT", "share correct (dashed: chance)", (),
+        Chart("accuracy", "Accuracy of the discriminator", "share correct (dashed: chance)", (),
               limits=(0, 1.04), mark=0.5),
         (
             ("real PET", "nsp_accuracy_real", FIRST),

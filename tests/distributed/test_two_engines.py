@@ -15,6 +15,7 @@ from ganbert.engines import Engines, build_engines, init_world, leave_world
 from ganbert.errors import ConfigError, GanbertError
 from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
+from ganbert.models.rounding import GRADIENTS
 from ganbert.train import discriminator_step, generator_step
 
 from .conftest import RECIPE, free_port
@@ -101,7 +102,7 @@ def _steps(recipe: Recipe, *, without: str = "") -> Engines:
             discriminator_step(engines, batch, pet_fake, masks[:4], recipe.run.losses)
         torch.manual_seed(1000 + micro_step)
         if without != "generator":
-            generator_step(engines, batch, pet_fake, masks[4:], recipe.run.losses)
+            generator_step(engines, batch, pet_fake, masks[4:], recipe.run.losses, 0)
     return engines
 
 
@@ -163,7 +164,7 @@ def _train_on(batches: list[Batch], masks: list[torch.Tensor], recipe: Recipe) -
             num = len(batch.mri)
             pet_fake = engines.generator(batch.mri)
             discriminator_step(engines, batch, pet_fake, mask[: 2 * num], recipe.run.losses)
-            generator_step(engines, batch, pet_fake, mask[2 * num :], recipe.run.losses)
+            generator_step(engines, batch, pet_fake, mask[2 * num :], recipe.run.losses, 0)
     return engines
 
 
@@ -211,6 +212,30 @@ def test_activation_checkpointing_changes_memory_and_nothing_else() -> None:
     assert not same_weights(on.discriminator, dry.discriminator), "dropout is at work"
 
 
+def recipe_of(kind: str, losses: dict[str, float] | None = None, **discriminator: object) -> Recipe:
+    """The tiny recipe with another discriminator and other losses, ready to learn at once."""
+    recipe = with_learning_rates(recipe_with(gradient_accumulation_steps=1), 1e-3, 1e-3)
+    settings = {"kind": kind, "patch_channels": (4, 4), "dropout": 0.0} | discriminator
+    run = recipe.run.model_copy(
+        update={
+            "discriminator": recipe.run.discriminator.model_copy(update=settings),
+            "losses": recipe.run.losses.model_copy(update=losses or {}),
+        }
+    )
+    return recipe.model_copy(update={"run": run})
+
+
+def run_steps(
+    engines: Engines, batch: Batch, recipe: Recipe, step: int = 0
+) -> dict[str, torch.Tensor]:
+    for _ in range(4):  # the first steps of the schedule have a learning rate of 0
+        masks = engines.sample_masks(6, torch.Generator().manual_seed(2)).to(DEVICE)
+        pet_fake = engines.generator(batch.mri)
+        measured = discriminator_step(engines, batch, pet_fake, masks[:4], recipe.run.losses)
+        measured |= generator_step(engines, batch, pet_fake, masks[4:], recipe.run.losses, step)
+    return measured
+
+
 @pytest.mark.parametrize(
     ("kind", "terms"),
     [
@@ -220,38 +245,29 @@ def test_activation_checkpointing_changes_memory_and_nothing_else() -> None:
         ("bert_patchgan", {"nsp", "mlm", "patch"}),
     ],
 )
-def test_every_kind_of_discriminator_trains_both_networks(kind: str, terms: set[str]) -> None:
-    recipe = with_learning_rates(recipe_with(gradient_accumulation_steps=1), 1e-3, 1e-3)
-    chosen = recipe.run.discriminator.model_copy(update={"kind": kind, "patch_channels": (4, 4)})
-    recipe = recipe.model_copy(
-        update={"run": recipe.run.model_copy(update={"discriminator": chosen})}
-    )
-    untrained, engines, batch = engines_with(recipe), engines_with(recipe), random_batch(2)
-    for _ in range(4):  # the first steps of the schedule have a learning rate of 0
-        masks = engines.sample_masks(6, torch.Generator().manual_seed(2)).to(DEVICE)
-        pet_fake = engines.generator(batch.mri)
-        of_discriminator = discriminator_step(
-            engines, batch, pet_fake, masks[:4], recipe.run.losses
-        )
-        of_generator = generator_step(engines, batch, pet_fake, masks[4:], recipe.run.losses)
-    expected = {"loss_l1"} | {f"loss_{term}_generator" for term in terms}
-    assert of_generator.keys() == expected
-    named = {f"loss_{term}_discriminator" for term in terms}
+def test_every_kind_of_discriminator_trains_all_its_networks(kind: str, terms: set[str]) -> None:
+    recipe = recipe_of(kind)
+    untrained, engines = engines_with(recipe), engines_with(recipe)
+    measured = run_steps(engines, random_batch(2), recipe)
+    losses = {"loss_l1"} | {f"loss_{term}_generator" for term in terms}
+    losses |= {f"loss_{term}_discriminator" for term in terms}
     accuracies = {"nsp_accuracy_real", "nsp_accuracy_generated"} if terms else set()
-    assert of_discriminator.keys() == named | accuracies
-    assert all(bool(value.isfinite()) for value in (of_generator | of_discriminator).values())
+    assert measured.keys() == losses | accuracies
+    assert all(bool(value.isfinite()) for value in measured.values())
     assert engines.by_name.keys() == {"generator", *(["discriminator"] if terms else [])}
     for name, engine in engines.by_name.items():
-        assert not same_weights(untrained.by_name[name], engine)
+        before, after = weights_of(untrained.by_name[name]), weights_of(engine)
+        for part in {key.split(".")[0] for key in before}:
+            of_part = [key for key in before if key.split(".")[0] == part]
+            assert any(not torch.equal(before[key], after[key]) for key in of_part), part
 
 
-@pytest.mark.parametrize("kind", ["none", "patchgan", "bert"])
-def test_an_image_that_is_no_number_teaches_nothing(kind: str) -> None:
-    recipe = with_learning_rates(recipe_with(gradient_accumulation_steps=1), 1e-3, 1e-3)
-    chosen = recipe.run.discriminator.model_copy(update={"kind": kind, "patch_channels": (4, 4)})
-    recipe = recipe.model_copy(
-        update={"run": recipe.run.model_copy(update={"discriminator": chosen})}
-    )
+@pytest.mark.parametrize(
+    ("kind", "gradient"),
+    [("none", "none"), ("patchgan", "none"), *(("bert", g) for g in GRADIENTS)],
+)
+def test_an_image_that_is_no_number_teaches_nothing(kind: str, gradient: str) -> None:
+    recipe = recipe_of(kind, gradient=gradient)
     untrained, engines, batch = engines_with(recipe), engines_with(recipe), random_batch(2)
     batch.pet_real[1, 0, 2, 3, 4] = torch.nan
     batch.subjects.extend(["001", "002"])
@@ -262,6 +278,26 @@ def test_an_image_that_is_no_number_teaches_nothing(kind: str) -> None:
             with pytest.raises(GanbertError, match="sub-001, sub-002: expected a finite loss"):
                 discriminator_step(engines, batch, pet_fake, masks[:4], recipe.run.losses)
         with pytest.raises(GanbertError, match=r"finite loss \(l1"):
-            generator_step(engines, batch, pet_fake, masks[4:], recipe.run.losses)
+            generator_step(engines, batch, pet_fake, masks[4:], recipe.run.losses, 0)
     for name, engine in engines.by_name.items():
         assert same_weights(untrained.by_name[name], engine)
+
+
+def test_reins_reach_the_steps() -> None:
+    batch = random_batch(2)
+    # A discriminator that is always too good, and has nothing but that to learn.
+    lazy = recipe_of("bert_patchgan", {"lazy_above_accuracy": 0.0, "mlm": 0.0})
+    untrained, engines = engines_with(lazy), engines_with(lazy)
+    run_steps(engines, batch, lazy)
+    assert same_weights(untrained.discriminator, engines.discriminator)
+    assert not same_weights(untrained.generator, engines.generator)
+
+    plain, smooth = recipe_of("bert"), recipe_of("bert", {"label_smoothing": 0.4})
+    one, other = (run_steps(engines_with(r), batch, r) for r in (plain, smooth))
+    assert one["loss_nsp_discriminator"] != other["loss_nsp_discriminator"]
+
+    slow = recipe_of("bert", {"adversary_warmup_steps": 1000})
+    early, late = engines_with(slow), engines_with(slow)
+    run_steps(early, batch, slow, step=0)
+    run_steps(late, batch, slow, step=1000)
+    assert not same_weights(early.generator, late.generator)

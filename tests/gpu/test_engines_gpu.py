@@ -42,7 +42,7 @@ def test_both_networks_learn(precision: dict[str, Any], zero_stage: int) -> None
         pet_fake = engines.generator(batch.mri)
         assert pet_fake.dtype == torch.float32
         measured = discriminator_step(engines, batch, pet_fake, masks[:4], recipe.run.losses)
-        measured |= generator_step(engines, batch, pet_fake, masks[4:], recipe.run.losses)
+        measured |= generator_step(engines, batch, pet_fake, masks[4:], recipe.run.losses, 0)
         assert all(value.is_cuda and bool(value.isfinite()) for value in measured.values())
     expected = {"fp16": torch.float16, "bf16": torch.bfloat16}
     assert dtype == expected.get(next(iter(precision), ""), torch.float32)

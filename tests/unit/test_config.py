@@ -16,6 +16,7 @@ from ganbert.config import (
 )
 from ganbert.errors import ConfigError
 
+TABLE_1 = ("l1", "pix2pix_tanh", "pix2pix", "ganbert_literal", "demo", "ganbert_cnn")
 RECIPES = sorted(p.parent for p in (Path(__file__).parents[2] / "ds_configs").glob("*/run.yaml"))
 
 
@@ -132,3 +133,13 @@ def test_grids_cover_the_same_field_of_view_at_every_size() -> None:
     assert PAPER_PET_GRID.extent_mm == (186.0, 152.0, 152.0)
     for mri, pet in GRIDS.values():
         assert all(m >= p for m, p in zip(mri.extent_mm, pet.extent_mm, strict=True))
+
+
+def test_methods_of_table_1_differ_in_the_method_alone() -> None:
+    recipes = [load_recipe(RECIPES[0].parent / name) for name in TABLE_1]
+    for recipe in recipes:
+        assert recipe.generator_engine == recipes[0].generator_engine
+        assert recipe.discriminator_engine == recipes[0].discriminator_engine
+        shared = {"seed", "max_steps", "intensity_ratio", "checkpoint_every"}
+        assert recipe.run.model_dump(include=shared) == recipes[0].run.model_dump(include=shared)
+        assert recipe.run.generator.channels == recipes[0].run.generator.channels

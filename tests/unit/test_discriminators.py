@@ -166,8 +166,25 @@ def test_patches_of_every_size(size: str) -> None:
         mri = torch.zeros(1, 1, *mri_grid.shape)
         pet = torch.zeros(1, 2, *pet_grid.shape)
         patches = discriminator(mri, pet, pet, torch.zeros(1, 0)).patch_logits
-    halvings = {"paper": 3, "demo": 3, "tiny": 2}[size]
-    assert patches.shape[2:] == tuple(n // 2**halvings for n in pet_grid.shape)
+    # By hand: two halvings (round down), then twice one voxel less; tiny ends at 3x2x2.
+    by_hand = {"paper": (21, 17, 17), "demo": (9, 7, 7), "tiny": (3, 2, 2)}
+    assert patches.shape[2:] == by_hand[size]
+
+
+def test_patch_sees_34_voxels() -> None:
+    mri_grid, pet_grid = GRIDS["paper"]
+    config = DiscriminatorConfig(kind="patchgan", patch_channels=(4, 4, 4))
+    discriminator = build_discriminator(config, mri_grid, pet_grid)
+    assert discriminator is not None
+    for part in discriminator.modules():
+        if isinstance(part, torch.nn.GroupNorm):  # it looks at the whole image
+            part.forward = lambda features: features
+    pet = torch.randn(1, 2, *pet_grid.shape, requires_grad=True)
+    mri = torch.randn(1, 1, *mri_grid.shape)
+    logits = discriminator(mri, pet, pet, torch.zeros(1, 0)).patch_logits
+    (pull,) = torch.autograd.grad(logits[0, 0, 10, 8, 8], pet)
+    seen = pull.abs().sum((0, 1)).nonzero()
+    assert (seen.amax(0) - seen.amin(0) + 1).tolist() == [34, 34, 34]
 
 
 def test_patchgan_is_conditional_and_sees_both_frames() -> None:

@@ -84,8 +84,8 @@ def test_interpolated_is_its_own_derivative(value: float) -> None:
 
 
 def test_chord_by_hand() -> None:
-    # At 2.0: rows 1950 and 2050, (2.05^2 - 1.95^2) / 0.1 = 4. At 0.01: rows 0 and 60.
-    by_hand = torch.tensor([[1000.0, 4.0], [1000.0, 0.06]])
+    # At 2.0: rows 1975 and 2025, (2.025^2 - 1.975^2) / 0.05 = 4. At 0.01: rows 0 and 35.
+    by_hand = torch.tensor([[1000.0, 4.0], [1000.0, 0.035]])
     torch.testing.assert_close(slopes("chord", 2.0, 0.01), by_hand, atol=1e-2, rtol=1e-3)
     # Negative numbers count down: the id falls as the value rises.
     assert slopes("chord", -0.25)[0, 0].item() == pytest.approx(-1000, abs=1)
@@ -112,6 +112,25 @@ def test_what_bert_sees_is_the_rounded_row(option: object) -> None:
     values = torch.tensor([[0.12345, 9.87654, -0.3333, 11.1111]], requires_grad=True)
     assert callable(option)
     assert torch.equal(option(values, TABLE), none(values.detach(), TABLE))
+
+
+@pytest.mark.parametrize("upstream", [1.0, 100.0, 1000.0])
+@EVERY
+def test_half_precision_survives_a_loss_scale(name: str, upstream: float) -> None:
+    numbers = torch.Generator().manual_seed(0)
+    table = (0.02 * torch.randn(VOCABULARY_SIZE, 768, generator=numbers)).half()
+    values = torch.tensor([[0.1234, 3.4567, -0.2345, 11.2345]])
+    direction = upstream * torch.randn(1, 4, 768, generator=numbers)
+    pulls = []
+    for dtype in (torch.float16, torch.float32):
+        leaf = values.clone().requires_grad_()
+        embedded = GRADIENTS[name](leaf, table.to(dtype))
+        if embedded.requires_grad:
+            embedded.backward(direction.to(dtype))
+        pulls.append(torch.zeros_like(values) if leaf.grad is None else leaf.grad)
+    half, full = pulls
+    assert half.isfinite().all()
+    torch.testing.assert_close(half, full, rtol=2e-2, atol=2e-2 * float(full.abs().max()))
 
 
 def test_interpolated_sees_between_the_rows() -> None:

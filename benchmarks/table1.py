@@ -4,18 +4,20 @@
 
 Drives the commands that a user has (`ganbert phantom`, `prepare`, `train`, `evaluate`), one cell
 (regime, method, seed) after the other. What is finished is kept, and training goes on from its last
-checkpoint, so it may be stopped at any time and started again. Everything is in WORK; the table
-goes to WORK/table1-TRACER.md and to the terminal.
+checkpoint, so it may be stopped (Ctrl-C, SIGTERM) and started again with the same cohort and steps.
+Everything is in WORK; the table goes to WORK/table1-TRACER-REFERENCE.md and to the terminal.
 
 Two regimes (intensity_ratio): `paper`, in which the normalised PET reaches 9 and fills the
-vocabulary, and `suvr`, in which it reaches 2. Figures are over the head, in SUVR, against the
-noise-free PET too where asked for (--reference truth). The spread is over seeds; differences to L1
-alone are paired by subject (mean over seeds) with BCa bootstrap intervals.
+vocabulary, and `suvr`, in which it reaches 2. Figures are over the head, in SUVR, against the real
+PET or its noise-free truth (--reference). The spread is over seeds; differences to L1 alone are
+paired by test subject (mean over seeds) with 95 % BCa bootstrap intervals.
 """
 
 import argparse
 import csv
+import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections import defaultdict
@@ -25,6 +27,7 @@ import numpy as np
 import yaml
 
 from ganbert.agreement import paired_bootstrap
+from ganbert.config import load_run_config
 from ganbert.data.index import load_index
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,9 +45,25 @@ FIGURES = ("psnr", "ssim", "rmse", "intensity_distance", "top_recall")
 Scores = dict[str, dict[str, list[float]]]  # figure -> subject -> one value a seed
 
 
-def run(*command: object) -> None:
-    """Run one of the project's own commands; stop at its first failure."""
-    subprocess.run([str(part) for part in command], check=True, cwd=ROOT)
+def run(verb: str, *arguments: object) -> None:
+    """Run one of the project's own commands; stop at its first failure, or when it was stopped."""
+    command = [Path(sys.executable).with_name("ganbert"), verb, *arguments]
+    # In a session of its own: Ctrl-C reaches it once, through us, and we wait until it has saved.
+    child = subprocess.Popen([str(part) for part in command], cwd=ROOT, start_new_session=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _frame: child.send_signal(number))
+    if status := child.wait():
+        raise SystemExit(status)
+
+
+def same_options(work: Path, options: argparse.Namespace) -> None:
+    """Refuse to mix cohorts or numbers of steps in one folder."""
+    names = ("subjects", "cohort_seed", "size", "max_steps")
+    now = {name: getattr(options, name) for name in names}
+    file = work / "options.json"
+    if file.exists() and (before := json.loads(file.read_text())) != now:
+        sys.exit(f"{file}: expected {before}, found {now}; use these options or another folder")
+    file.write_text(json.dumps(now))
 
 
 def intensity_ratio(prepared: Path, tracer: str, top: float) -> float:
@@ -58,10 +77,10 @@ def prepare_cohort(work: Path, options: argparse.Namespace) -> Path:
     """Make and prepare the cohort, once."""
     bids, prepared = work / f"bids-{options.tracer}", work / f"prepared-{options.tracer}"
     if not bids.exists():
-        run("ganbert", "phantom", bids, "--subjects", options.subjects, "--tracer", options.tracer,
+        run("phantom", bids, "--subjects", options.subjects, "--tracer", options.tracer,
             "--seed", options.cohort_seed, "--size", options.size)  # fmt: skip
     if not (prepared / "index.json").exists():
-        run("ganbert", "prepare", bids, prepared, "--size", options.size)
+        run("prepare", bids, prepared, "--size", options.size)
     return prepared
 
 
@@ -83,8 +102,8 @@ def evaluated(work: Path, prepared: Path, cell: tuple[str, str, int], steps: int
     if not table.exists():
         recipe = write_recipe(output.with_name(f"{output.name}.recipe"), method, seed, ratio)
         limit = [] if steps is None else ["--max-steps", steps]
-        run("ganbert", "train", "--config", recipe, "--data", prepared, "--output", output, *limit)
-        run("ganbert", "evaluate", output)
+        run("train", "--config", recipe, "--data", prepared, "--output", output, *limit)
+        run("evaluate", output)
     return table
 
 
@@ -158,9 +177,13 @@ def main() -> None:
     options = parse_options()
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
+    same_options(work, options)
     prepared = prepare_cohort(work, options)
+    test = len({row.subject for row in load_index(prepared).select("test")})
+    steps = options.max_steps or load_run_config(ROOT / "ds_configs/l1/run.yaml").max_steps
     lines = [
-        f"## {options.tracer}, {options.subjects} subjects, against the {options.reference} PET",
+        f"## {options.tracer}: {test} test subjects of {options.subjects}, against the "
+        f"{options.reference} PET; {steps} steps, seeds {options.seeds}",
         "",
     ]
     for regime in options.regimes:
@@ -175,7 +198,7 @@ def main() -> None:
             of_subjects.update({s: values[:1] for s, values in of_subjects.items()})
         lines += format_table(regime, scores)
     text = "\n".join(lines)
-    (work / f"table1-{options.tracer}.md").write_text(text)
+    (work / f"table1-{options.tracer}-{options.reference}.md").write_text(text)
     sys.stdout.write(text)
 
 

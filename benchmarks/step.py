@@ -99,7 +99,7 @@ def build_ganbert(mri_grid: Grid, pet_grid: Grid) -> Step:
         with clock.part("discriminator step"):
             discriminator_step(engines, batch, pet_fake, judged, weights)
         with clock.part("generator step"):
-            generator_step(engines, batch, pet_fake, made, weights)
+            generator_step(engines, batch, pet_fake, made, weights, step=0)
 
     return step
 

@@ -119,7 +119,7 @@ class IntensityBert(nn.Module):
                 num_attention_heads=config.num_heads,
                 intermediate_size=config.intermediate_size,
                 hidden_dropout_prob=config.dropout,
-                attention_probs_dropout_prob=config.dropout,
+                attention_probs_dropout_prob=config.attention_dropout,
                 max_position_embeddings=length,
                 pad_token_id=PAD_ID,
                 attn_implementation="sdpa",

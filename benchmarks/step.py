@@ -7,13 +7,16 @@
 forward for both steps, real and generated PET in one BERT pass, vocabulary head at the masked
 positions). `plain`: MONAI's UNet with the same channels on the MRI's grid, interpolated to the
 PET's, and Hugging Face's BertForPreTraining with logits at all positions, real and generated one
-after the other, Adam, no checkpointing. Both: BERT-base, fp32, random images, the paper's weights.
+after the other, Adam, no checkpointing, dropout as BERT has it. `plain_fused`: the same without
+dropout of the attention weights, as the project has it, so that the fused kernel can be used. All:
+BERT-base, fp32, random images, the paper's weights.
 
 Each repetition of a variant is a process of its own, alternating, so that peak memory is its own
 and noise of the machine falls on both. The first step of a process is not timed.
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -107,11 +110,17 @@ def build_ganbert(mri_grid: Grid, pet_grid: Grid) -> Step:
 class PlainBert(torch.nn.Module):
     """Hugging Face's BERT over both images, as one would write it first."""
 
-    def __init__(self) -> None:
+    def __init__(self, attention_dropout: float) -> None:
         super().__init__()
         from transformers import BertConfig, BertForPreTraining
 
-        self.bert = BertForPreTraining(BertConfig(vocab_size=10_112, max_position_embeddings=1027))
+        self.bert = BertForPreTraining(
+            BertConfig(
+                vocab_size=10_112,
+                max_position_embeddings=1027,
+                attention_probs_dropout_prob=attention_dropout,
+            )
+        )
 
     def forward(self, mri: Tensor, pet: Tensor, pet_real: Tensor, is_real: int) -> Tensor:
         """Weighted NSP and MLM loss."""
@@ -140,7 +149,7 @@ class PlainBert(torch.nn.Module):
         return 20 * nsp + mlm
 
 
-def build_plain(mri_grid: Grid, pet_grid: Grid) -> Step:
+def build_plain(mri_grid: Grid, pet_grid: Grid, attention_dropout: float = 0.1) -> Step:
     """Build the same job from MONAI and Hugging Face, without this project's engines."""
     from monai.networks.nets import UNet
 
@@ -148,7 +157,7 @@ def build_plain(mri_grid: Grid, pet_grid: Grid) -> Step:
     generator = UNet(
         3, 1, NUM_FRAMES, channels, strides=(2,) * (len(channels) - 1), num_res_units=2
     )
-    bert = PlainBert()
+    bert = PlainBert(attention_dropout)
     optimisers = [torch.optim.Adam(net.parameters(), lr=1e-4) for net in (generator, bert)]
     batch = random_batch(mri_grid, pet_grid)
 
@@ -170,7 +179,11 @@ def build_plain(mri_grid: Grid, pet_grid: Grid) -> Step:
     return step
 
 
-VARIANTS = {"ganbert": build_ganbert, "plain": build_plain}
+VARIANTS: dict[str, Callable[[Grid, Grid], Step]] = {
+    "ganbert": build_ganbert,
+    "plain": build_plain,
+    "plain_fused": functools.partial(build_plain, attention_dropout=0.0),
+}
 
 
 def measure(variant: str, size: str, steps: int) -> None:
@@ -203,19 +216,18 @@ def in_own_process(variant: str, options: argparse.Namespace) -> dict[str, float
 
 
 def show(results: dict[str, list[dict[str, float]]], options: argparse.Namespace) -> None:
-    """Print medians over the repetitions, and the ratio of the two variants."""
+    """Print medians over the repetitions, and the ratios to the project's own step."""
     table = Table(title=f"One training step, size {options.size}, fp32, micro-batch 1")
     table.add_column("")
     for variant in results:
         table.add_column(variant, justify="right")
-    both = len(results) == len(VARIANTS)
-    if both:
-        table.add_column("plain / ganbert", justify="right")
+    peers = [v for v in results if v != "ganbert" and "ganbert" in results]
+    for peer in peers:
+        table.add_column(f"{peer} / ganbert", justify="right")
     for name in next(iter(results.values()))[0]:
         medians = {v: statistics.median(r[name] for r in rs) for v, rs in results.items()}
         cells = [f"{value:.2f}" for value in medians.values()]
-        if both:
-            cells.append(f"{medians['plain'] / medians['ganbert']:.2f}")
+        cells += [f"{medians[peer] / medians['ganbert']:.2f}" for peer in peers]
         table.add_row(name, *cells)
     table.caption = (
         f"{options.repetitions} processes each, {options.steps} timed steps a process; torch "

@@ -298,7 +298,8 @@ def paired_bootstrap(
 
     Parameters
     ----------
-    first, second : one value per subject, position by position, in one unit
+    first, second : one value per subject, position by position, in one unit; pairs with a value
+        that is no number are left out
     seed : of the draws; the same gives the same interval
     num : draws
 
@@ -318,6 +319,8 @@ def paired_bootstrap(
     """
     pair = _paired(first, second)
     differences = pair[0] - pair[1]
+    # A recall may be undefined for a subject: it is left out, not the whole comparison.
+    differences = differences[np.isfinite(differences)]
     if differences.size == 0:
         return _UNKNOWN
     mean = float(differences.mean())

@@ -90,10 +90,12 @@ class DiscriminatorConfig(Strict):
     kind : `bert`; `patchgan`, the CNN of pix2pix; `bert_patchgan`, the paper's "with CNN-D";
         `none`, no adversary: L1 alone
     patch_channels : widths of the CNN's layers; all but the last halve the image
+    spectral_norm : hold the largest singular value of the CNN's convolutions to 1
     """
 
     kind: Literal["bert", "patchgan", "bert_patchgan", "none"] = "bert"
     patch_channels: tuple[PositiveInt, ...] = Field(default=(32, 64, 128), min_length=1)
+    spectral_norm: bool = False
     hidden_size: PositiveInt = 768
     num_layers: PositiveInt = 12
     num_heads: PositiveInt = 12
@@ -150,6 +152,18 @@ class LossConfig(Strict):
         return self
 
 
+_ADVERSARIES = ("bert", "patchgan", "bert_patchgan")
+# Which kinds of discriminator a setting that tames one can act on.
+_REINS = {
+    "max_adversarial_ratio": _ADVERSARIES,
+    "adversary_warmup_steps": _ADVERSARIES,
+    "label_smoothing": _ADVERSARIES,
+    "lazy_above_accuracy": _ADVERSARIES,
+    "value_noise": ("bert", "bert_patchgan"),
+    "spectral_norm": ("patchgan", "bert_patchgan"),
+}
+
+
 class RunConfig(Strict):
     """Everything that `run.yaml` may say."""
 
@@ -163,6 +177,19 @@ class RunConfig(Strict):
     generator: GeneratorConfig = GeneratorConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     losses: LossConfig = LossConfig()
+
+    @model_validator(mode="after")
+    def _reins_hold_something(self) -> Self:
+        kind = self.discriminator.kind
+        for name, kinds in _REINS.items():
+            section: Strict = self.losses if name in LossConfig.model_fields else self.discriminator
+            default = type(section).model_fields[name].default
+            if kind not in kinds and getattr(section, name) != default:
+                raise ValueError(
+                    f"{name} has nothing to act on with discriminator.kind {kind}: remove it, or "
+                    f"choose {' or '.join(kinds)}"
+                )
+        return self
 
 
 class Recipe(Strict):

@@ -8,6 +8,7 @@ last two of stride 2, leaky ReLU, one logit a patch. With three hidden layers a 
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from ganbert.config import NUM_FRAMES, DiscriminatorConfig, Grid
 from ganbert.models.blocks import Resample, Shape, group_norm
@@ -65,6 +66,9 @@ class PatchGan(nn.Module):
         for part in self.body:
             if isinstance(part, nn.Conv3d):
                 nn.init.normal_(part.weight, std=_INIT_STD)
+                if config.spectral_norm:
+                    # Miyato et al. 2018: a bound on how steep the judgement can be.
+                    spectral_norm(part)
 
     def forward(self, mri: Tensor, pet: Tensor) -> Tensor:
         """Judge the patches of `pet`."""

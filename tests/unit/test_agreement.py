@@ -207,3 +207,8 @@ def test_lines_average_sessions_and_keep_regions_apart() -> None:
     assert first["concordance_low"] == pytest.approx(concordance(FAKE, REAL).low)
     assert (second["region"], second["num"], second["bias"]) == (2, 1, 2.0)
     assert math.isnan(second["upper_limit"])
+
+
+def test_a_subject_without_a_value_does_not_hide_the_others() -> None:
+    whole = paired_bootstrap([1.0, 2.0, 4.0], [0.5, 1.0, 2.0])
+    assert paired_bootstrap([1.0, 2.0, math.nan, 4.0], [0.5, 1.0, 9.0, 2.0]) == whole

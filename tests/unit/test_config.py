@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,8 +12,10 @@ from ganbert.config import (
     GRIDS,
     PAPER_MRI_GRID,
     PAPER_PET_GRID,
+    RunConfig,
     load_recipe,
     load_run_config,
+    read_strictly,
 )
 from ganbert.errors import ConfigError
 
@@ -143,3 +146,26 @@ def test_methods_of_table_1_differ_in_the_method_alone() -> None:
         shared = {"seed", "max_steps", "intensity_ratio", "checkpoint_every"}
         assert recipe.run.model_dump(include=shared) == recipes[0].run.model_dump(include=shared)
         assert recipe.run.generator.channels == recipes[0].run.generator.channels
+
+
+@pytest.mark.parametrize(
+    ("kind", "section", "name", "value"),
+    [
+        ("none", "losses", "label_smoothing", 0.1),
+        ("none", "losses", "lazy_above_accuracy", 0.7),
+        ("none", "losses", "max_adversarial_ratio", 0.1),
+        ("none", "losses", "adversary_warmup_steps", 10),
+        ("patchgan", "discriminator", "value_noise", 0.1),
+        ("bert", "discriminator", "spectral_norm", True),
+    ],
+)
+def test_reins_that_hold_nothing_are_refused(
+    kind: str, section: str, name: str, value: object
+) -> None:
+    content: dict[str, Any] = {"max_steps": 1, "discriminator": {"kind": kind}}
+    read_strictly("run.yaml", content, RunConfig)
+    content.setdefault(section, {})[name] = value
+    with pytest.raises(ConfigError, match=rf"{name} has nothing to act on .*{kind}"):
+        read_strictly("run.yaml", content, RunConfig)
+    content["discriminator"]["kind"] = "bert_patchgan"
+    read_strictly("run.yaml", content, RunConfig)

@@ -219,3 +219,16 @@ def test_noise_on_the_values_only_while_training() -> None:
     discriminator.eval()
     first, second = (discriminator(mri, pet, pet, positions) for _ in range(2))
     assert torch.equal(first.nsp_logits, second.nsp_logits)
+
+
+def test_spectral_norm_bounds_every_convolution() -> None:
+    discriminator = tiny("patchgan", spectral_norm=True)
+    for _ in range(50):  # power iteration, one step a forward pass
+        judgement = discriminator(*images(), masks(discriminator, 2))
+    convolutions = [m for m in discriminator.modules() if isinstance(m, torch.nn.Conv3d)]
+    assert len(convolutions) == 3
+    for convolution in convolutions:
+        largest = torch.linalg.matrix_norm(convolution.weight.flatten(1), ord=2)
+        assert largest.item() == pytest.approx(1.0, abs=0.05)
+    judgement.patch_logits.sum().backward()
+    assert all(p.grad is not None for p in discriminator.parameters())

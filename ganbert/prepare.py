@@ -210,8 +210,7 @@ def _claimed(out: Path, plan: Plan) -> Iterator[None]:
         is_new = _check_out(out, plan)
         existed = out.exists()
         make_folder(cache)
-        for leftover in [*out.glob(f"*{TEMPORARY}"), *cache.glob(f"*{TEMPORARY}")]:
-            leftover.unlink()
+        _remove_half_done(out)
         # Rows may change, and an index must not outlive them.
         (out / INDEX_NAME).unlink(missing_ok=True)
     except OSError as error:
@@ -220,9 +219,17 @@ def _claimed(out: Path, plan: Plan) -> Iterator[None]:
         write_text(out / _PLAN_NAME, plan.model_dump_json(indent=1) + "\n")
         yield
     except BaseException:
+        _remove_half_done(out)
         if is_new and not any(cache.glob("*.json")):
             _remove_shell(out, cache, keep=existed)
         raise
+
+
+def _remove_half_done(out: Path) -> None:
+    """Remove what a process that was ended in the middle of a file has left."""
+    for folder in (out, out / CACHE_NAME):
+        for leftover in folder.glob(f"*{TEMPORARY}"):
+            leftover.unlink(missing_ok=True)
 
 
 def _check_out(out: Path, plan: Plan) -> bool:
@@ -280,9 +287,11 @@ def _make_rows(
     with Progress(*columns, console=console) as progress, backend, _no_lost_worker(jobs):
         task = progress.add_task("prepare", total=len(pairs))
         parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
-        for row in parallel(map(make, pairs)):
-            rows.append(row)
-            progress.advance(task)
+        # Closed first when a row fails: no process may still write when what is half done goes.
+        with contextlib.closing(parallel(map(make, pairs))) as results:
+            for row in results:
+                rows.append(row)
+                progress.advance(task)
     return sorted(rows, key=lambda row: (row.subject, row.session or "", row.tracer))
 
 

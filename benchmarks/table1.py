@@ -163,7 +163,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=list(REGIMES))
     parser.add_argument("--subjects", type=int, default=64)
     parser.add_argument("--cohort-seed", type=int, default=7)
-    parser.add_argument("--size", choices=("tiny", "demo", "paper"), default="demo")
+    parser.add_argument("--size", choices=("tiny", "small", "demo", "paper"), default="demo")
     parser.add_argument("--max-steps", type=int, help="instead of the recipes' own")
     parser.add_argument("--reference", choices=("real", "truth"), default="real")
     options = parser.parse_args()

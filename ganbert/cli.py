@@ -16,7 +16,7 @@ from ganbert import __version__
 from ganbert.config import GRIDS
 from ganbert.errors import one_line_errors
 
-Size = Literal["tiny", "demo", "paper"]
+Size = Literal["tiny", "small", "demo", "paper"]
 Layout = Literal["bids"]
 Seed = Annotated[int, typer.Option(help="Every random draw follows from it.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one per core.")]

@@ -72,6 +72,7 @@ class PhantomSize:
 SIZES: dict[str, PhantomSize] = {
     "paper": PhantomSize((192, 232, 192), 1, (120, 132, 92), (1.9, 1.9, 2.1)),
     "demo": PhantomSize((96, 116, 96), 2, (60, 66, 46), (3.8, 3.8, 4.2)),
+    "small": PhantomSize((48, 58, 48), 4, (30, 33, 23), (7.6, 7.6, 8.4)),
     "tiny": PhantomSize((32, 39, 32), 6, (18, 20, 14), (12.5, 12.5, 13.5)),
 }
 _SEVERITY_BANDS = {"CN": (0.0, 0.25), "MCI": (0.25, 0.6), "AD": (0.6, 1.0)}
@@ -94,7 +95,8 @@ def make_cohort(
     num_subjects : at least 1
     tracer : a row of the tracer table
     seed : of everything that is random, 0 or more
-    size : "demo" (T1w 2 mm, PET about 4 mm), "paper" (1 mm, about 2 mm) or "tiny" (tests only)
+    size : "paper" (T1w 1 mm, PET about 2 mm), "demo" (2 mm, about 4 mm), "small" (4 mm, about 8 mm)
+        or "tiny" (tests only)
     jobs : processes; None takes one per core
 
     Raises

@@ -108,6 +108,8 @@ class DiscriminatorConfig(Strict):
     # Of the attention weights. 0 and not BERT's 0.1: no fused kernel of the CPU drops weights, and
     # the plain one keeps them all, 1027 x 1027 for each head (docs/results.md).
     attention_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    # Whether units drop out too while the generator learns from BERT.
+    dropout_for_generator: bool = True
     # At least one token of 512.
     masked_fraction_mri: float = Field(default=0.05, ge=1 / 512, le=1.0)
     masked_fraction_pet: float = Field(default=0.25, ge=1 / 512, le=1.0)

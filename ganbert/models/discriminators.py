@@ -88,6 +88,9 @@ class BertDiscriminator(Discriminator):
         self, mri: Tensor, pet: Tensor, pet_real: Tensor, masked_positions: Tensor
     ) -> Judgement:
         """Judge `pet`, given `mri`."""
+        # Set before each pass and left so: the checkpointed layers run once more going back.
+        passes_gradient_on = pet.requires_grad and not self.config.dropout_for_generator
+        self.bert.train(self.training and not passes_gradient_on)
         blocks = len(pet) // len(mri)
         mri_values = summarise_mri(mri).repeat(blocks, 1)
         pet_values = summarise_pet(pet)

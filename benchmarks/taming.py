@@ -1,0 +1,92 @@
+"""What tames the adversary: variants of the demo's recipe beside L1 alone, on validation subjects.
+
+    python benchmarks/taming.py WORK --variants ratio_0.1 noise --seeds 1
+
+For choosing the default, never on the test subjects nor on the cohort of table1.py. The variants
+are named in VARIANTS: overrides of ds_configs/<recipe>/run.yaml.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiment import (
+    FIGURES,
+    Cell,
+    Commands,
+    by_subject,
+    difference,
+    make_cells,
+    read_scores,
+    same_options,
+)
+from ganbert.config import GRIDS
+
+_RATIO = "losses.max_adversarial_ratio"
+_NOISE = "discriminator.value_noise"
+_LAZY = "losses.lazy_above_accuracy"
+_SMOOTH = "losses.label_smoothing"
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "l1": ("l1", {}),
+    "literal": ("ganbert_literal", {}),
+    "ratio_0.1": ("demo", {_RATIO: 0.1}),
+    "ratio_0.3": ("demo", {_RATIO: 0.3}),
+    "ratio_1": ("demo", {_RATIO: 1.0}),
+    "mlm_only_0.1": ("demo", {_RATIO: 0.1, "losses.nsp": 0}),
+    "mlm_only_0.3": ("demo", {_RATIO: 0.3, "losses.nsp": 0}),
+    "noise_0.3": ("demo", {_RATIO: 0.3, _NOISE: 0.5}),
+    "noise_smooth_0.3": ("demo", {_RATIO: 0.3, _NOISE: 0.5, _SMOOTH: 0.1}),
+    "noise_lazy_0.3": ("demo", {_RATIO: 0.3, _NOISE: 0.5, _LAZY: 0.75}),
+    "chord_0.1": ("demo", {_RATIO: 0.1, "discriminator.gradient": "chord"}),
+    "interpolated_0.1": ("demo", {_RATIO: 0.1, "discriminator.gradient": "interpolated"}),
+    "chord_noise_0.3": ("demo", {_RATIO: 0.3, _NOISE: 0.5, "discriminator.gradient": "chord"}),
+    "cnn_0.1": ("ganbert_cnn", {_RATIO: 0.1}),
+    "cnn_0.3": ("ganbert_cnn", {_RATIO: 0.3}),
+    "pix2pix": ("pix2pix", {}),
+}
+
+
+def main() -> None:
+    """Make what is missing, then print the differences to L1."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--tracer", default="AV45")
+    parser.add_argument("--regime", choices=("paper", "suvr"), default="paper")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--subjects", type=int, default=160)
+    parser.add_argument("--cohort-seed", type=int, default=3)
+    parser.add_argument("--size", choices=GRIDS, default="small")
+    parser.add_argument("--max-steps", type=int, help="instead of the recipes' own")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
+    chosen = parser.parse_args()
+    names = ("subjects", "cohort_seed", "size", "max_steps")
+    options = {name: getattr(chosen, name) for name in names} | {"split": "val"}
+    same_options(chosen.work, options)
+    variants = list(dict.fromkeys(["l1", *chosen.variants]))
+    cells = [
+        Cell(chosen.tracer, chosen.regime, name, seed, *VARIANTS[name])
+        for seed in chosen.seeds
+        for name in variants
+    ]
+    make_cells(cells, chosen.work.resolve(), options, Commands(chosen.jobs), chosen.jobs)
+    scores = read_scores(chosen.work)
+    for reference in ("real", "truth"):
+        where = {"tracer": chosen.tracer, "regime": chosen.regime, "reference": reference}
+        lines = [f"\n| against {reference} | {' | '.join(FIGURES)} |", "|---" * 6 + "|"]
+        for name in variants:
+            cells_of = []
+            for figure in FIGURES:
+                of_name, of_l1 = (by_subject(scores, figure, name=n, **where) for n in (name, "l1"))
+                mean = np.mean(list(of_name.values()))
+                change = "" if name == "l1" else f" ({difference(of_name, of_l1)})"
+                cells_of.append(f"{mean:.4f}{change}")
+            lines.append(f"| {name} | {' | '.join(cells_of)} |")
+        sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

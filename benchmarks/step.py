@@ -83,7 +83,7 @@ def build_ganbert(mri_grid: Grid, pet_grid: Grid) -> Step:
     from ganbert.engines import build_engines, init_world
     from ganbert.models.discriminators import build_discriminator
     from ganbert.models.generator import build_generator
-    from ganbert.train import discriminator_step, generator_step
+    from ganbert.steps import discriminator_step, generator_step
 
     recipe = cpu_recipe()
     init_world()

@@ -22,7 +22,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-
 from experiment import (
     FIGURES,
     MEAN,
@@ -35,6 +34,7 @@ from experiment import (
     read_scores,
     same_options,
 )
+
 from ganbert.config import GRIDS
 
 METHODS = {

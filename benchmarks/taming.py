@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from experiment import (
     FIGURES,
     Cell,
@@ -23,29 +22,40 @@ from experiment import (
     read_scores,
     same_options,
 )
+
 from ganbert.config import GRIDS
 
 _RATIO = "losses.max_adversarial_ratio"
 _NOISE = "discriminator.value_noise"
-_LAZY = "losses.lazy_above_accuracy"
-_SMOOTH = "losses.label_smoothing"
+_GRADIENT = "discriminator.gradient"
+_DROPOUT = "discriminator.dropout"
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "l1": ("l1", {}),
+    "pix2pix": ("pix2pix", {}),
     "literal": ("ganbert_literal", {}),
     "ratio_0.1": ("demo", {_RATIO: 0.1}),
     "ratio_0.3": ("demo", {_RATIO: 0.3}),
     "ratio_1": ("demo", {_RATIO: 1.0}),
+    "ratio_3": ("demo", {_RATIO: 3.0}),
+    "ratio_10": ("demo", {_RATIO: 10.0}),
     "mlm_only_0.1": ("demo", {_RATIO: 0.1, "losses.nsp": 0}),
     "mlm_only_0.3": ("demo", {_RATIO: 0.3, "losses.nsp": 0}),
-    "noise_0.3": ("demo", {_RATIO: 0.3, _NOISE: 0.5}),
-    "noise_smooth_0.3": ("demo", {_RATIO: 0.3, _NOISE: 0.5, _SMOOTH: 0.1}),
-    "noise_lazy_0.3": ("demo", {_RATIO: 0.3, _NOISE: 0.5, _LAZY: 0.75}),
-    "chord_0.1": ("demo", {_RATIO: 0.1, "discriminator.gradient": "chord"}),
-    "interpolated_0.1": ("demo", {_RATIO: 0.1, "discriminator.gradient": "interpolated"}),
-    "chord_noise_0.3": ("demo", {_RATIO: 0.3, _NOISE: 0.5, "discriminator.gradient": "chord"}),
-    "cnn_0.1": ("ganbert_cnn", {_RATIO: 0.1}),
-    "cnn_0.3": ("ganbert_cnn", {_RATIO: 0.3}),
-    "pix2pix": ("pix2pix", {}),
+    "mlm_only_3": ("demo", {_RATIO: 3.0, "losses.nsp": 0}),
+    "noise_3": ("demo", {_RATIO: 3.0, _NOISE: 0.5}),
+    "chord_3": ("demo", {_RATIO: 3.0, _GRADIENT: "chord"}),
+    "interpolated_3": ("demo", {_RATIO: 3.0, _GRADIENT: "interpolated"}),
+    "r1_3": ("demo", {_RATIO: 3.0, "losses.r1": 10.0, "losses.r1_sigma": 0.5}),
+    "smooth_3": ("demo", {_RATIO: 3.0, "losses.label_smoothing": 0.1}),
+    "reweight": ("demo", {_RATIO: None, _NOISE: 0.5, "losses.reweight": True}),
+    "lazy": ("demo", {_RATIO: None, _NOISE: 0.5, "losses.lazy_above_accuracy": 0.75}),
+    "warmup_3": ("demo", {_RATIO: 3.0, "losses.adversary_warmup_steps": 150}),
+    "cnn_1": ("ganbert_cnn", {_RATIO: 1.0}),
+    "cnn_spectral_1": ("ganbert_cnn", {_RATIO: 1.0, "discriminator.spectral_norm": True}),
+    "dropout_3": ("demo", {_RATIO: 3.0, _DROPOUT: 0.1}),
+    "dropout_for_bert_3": (
+        "demo",
+        {_RATIO: 3.0, _DROPOUT: 0.1, "discriminator.dropout_for_generator": False},
+    ),
 }
 
 

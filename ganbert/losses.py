@@ -80,7 +80,27 @@ def patch(patch_logits: Tensor, label: int | Tensor, smoothing: float = 0.0) -> 
     return binary_cross_entropy_with_logits(patch_logits, is_real.expand_as(patch_logits))
 
 
-TERMS: dict[str, Callable[..., Tensor]] = {"l1": l1, "nsp": nsp, "mlm": mlm, "patch": patch}
+def r1(logits: Tensor, disturbed_logits: Tensor) -> Tensor:
+    """Mean square of what a little noise on a real PET changes in the discriminator's logits.
+
+    Parameters
+    ----------
+    logits, disturbed_logits : Tensor (N, ...), float32, of the real PETs without and with the noise
+
+    Source: Lin et al. 2025 (arXiv 2501.08316), the approximate R1: for small noise its variance
+    times the squared norm of the gradient (R1 of Mescheder et al. 2018) to first order, without the
+    second derivative that fused attention does not have.
+    """
+    return (logits - disturbed_logits).square().mean()
+
+
+TERMS: dict[str, Callable[..., Tensor]] = {
+    "l1": l1,
+    "nsp": nsp,
+    "mlm": mlm,
+    "patch": patch,
+    "r1": r1,
+}
 # Terms that tell real from generated, which `lazy_above_accuracy` holds back; and all that come
 # from the adversary, which `adversary_warmup_steps` lets in slowly.
 REAL_OR_GENERATED = ("nsp", "patch")
@@ -102,6 +122,18 @@ def judged(judgement: Judgement, label: int | Tensor, smoothing: float = 0.0) ->
     if judgement.patch_logits is not None:
         terms["patch"] = patch(judgement.patch_logits, label, smoothing)
     return terms
+
+
+def steadiness(judgement: Judgement, disturbed: Judgement) -> Tensor:
+    """`r1` of every head that tells real from generated, added up: Tensor ()."""
+    terms = []
+    if judgement.nsp_logits is not None and disturbed.nsp_logits is not None:
+        # Two logits of two classes: only their difference says anything.
+        both = torch.stack((judgement.nsp_logits, disturbed.nsp_logits))
+        terms.append(r1(*(both[..., REAL] - both[..., GENERATED])))
+    if judgement.patch_logits is not None and disturbed.patch_logits is not None:
+        terms.append(r1(judgement.patch_logits, disturbed.patch_logits))
+    return torch.stack(terms).sum()
 
 
 def accuracies(judgement: Judgement, labels: Tensor) -> dict[str, Tensor]:
@@ -143,14 +175,32 @@ def discriminator_weights(
     return weights
 
 
-def generator_weights(config: LossConfig, step: int) -> dict[str, float]:
+def generator_weights(
+    config: LossConfig, step: int, rights: Mapping[str, Tensor]
+) -> dict[str, Tensor | float]:
     """Weights of the generator's terms after `step` optimiser steps.
 
-    Those of `ADVERSARIAL` terms rise linearly over `adversary_warmup_steps`.
+    Parameters
+    ----------
+    rights : share of the generated PETs that each head sees through, of `accuracies`; the same on
+        all ranks
+
+    Returns
+    -------
+    The configured weights. Those of `ADVERSARIAL` terms rise linearly over
+    `adversary_warmup_steps`; with `reweight`, that of a head falls linearly from an accuracy of
+    one half on and is 0 at 1.
+
+    Source: design decision; GANDALF (Shin et al. 2020, arXiv 2008.04396) adapts its weights to the
+    discriminator too, in another way.
     """
     share = min(1.0, (step + 1) / (config.adversary_warmup_steps + 1))
-    weights = {name: getattr(config, name) for name in TERMS}
-    return {name: share * w if name in ADVERSARIAL else w for name, w in weights.items()}
+    weights: dict[str, Tensor | float] = {name: getattr(config, name) for name in TERMS}
+    weights |= {name: share * weights[name] for name in ADVERSARIAL}
+    if config.reweight:
+        for name, accuracy in rights.items():
+            weights[name] = weights[name] * (2 - 2 * accuracy).clamp(max=1.0)
+    return weights
 
 
 def all_finite(terms: Mapping[str, Tensor]) -> Tensor:

@@ -58,6 +58,7 @@ class StepStats:
     loss_nsp_discriminator: float | None = None
     loss_mlm_discriminator: float | None = None
     loss_patch_discriminator: float | None = None
+    loss_r1_discriminator: float | None = None
     nsp_accuracy_real: float | None = None
     nsp_accuracy_generated: float | None = None
 

@@ -2,10 +2,11 @@
 
     deepspeed --num_gpus 2 ganbert/train.py --config ds_configs/demo --data PREPARED --output RUN
 
-Options -> data -> models -> engines -> loop. DeepSpeed owns the optimisers, schedules, precision,
-micro-batch, accumulation, ZeRO and activation checkpointing (two JSON files of the recipe);
-everything else stands in the recipe's run.yaml. Exit codes: 0 finished, 2 a mistake that the user
-can mend, 75 interrupted (SIGTERM, Ctrl-C) and saved: run the same command again to go on.
+Options -> data -> models -> engines -> loop; what both networks learn from a micro-batch stands in
+`steps.py`. DeepSpeed owns the optimisers, schedules, precision, micro-batch, accumulation, ZeRO and
+activation checkpointing (two JSON files of the recipe); everything else stands in the recipe's
+run.yaml. Exit codes: 0 finished, 2 a mistake that the user can mend, 75 interrupted (SIGTERM,
+Ctrl-C) and saved: run the same command again to go on.
 """
 
 import sys
@@ -26,7 +27,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ganbert import losses
 from ganbert.checkpoint import (
     TrainingState,
     check_state,
@@ -36,7 +36,7 @@ from ganbert.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from ganbert.config import LossConfig, load_recipe
+from ganbert.config import load_recipe
 from ganbert.data.loader import Batch, Loader, build_loader
 from ganbert.engines import (
     Engines,
@@ -44,7 +44,6 @@ from ganbert.engines import (
     build_engines,
     check_engine_configs,
     check_weights,
-    frozen,
     init_world,
     leave_world,
 )
@@ -55,11 +54,11 @@ from ganbert.ranks import (
     StopRequest,
     barrier,
     mean_over_ranks,
-    require,
     require_same,
     together,
 )
 from ganbert.runs import Run, claim, plan_run, write_description
+from ganbert.steps import discriminator_step, generator_step
 from ganbert.telemetry import StepStats, Telemetry
 
 
@@ -146,88 +145,6 @@ def seed_micro_step(seed: int, micro_step: int, rank: int) -> torch.Generator:
     dropout, masks = np.random.SeedSequence((seed, micro_step, rank)).generate_state(2)
     torch.manual_seed(int(dropout))
     return torch.Generator().manual_seed(int(masks))
-
-
-def discriminator_step(
-    engines: Engines, batch: Batch, pet_fake: Tensor, masks: Tensor, config: LossConfig
-) -> dict[str, Tensor]:
-    """The discriminator learns to tell real from generated, BERT to fill in masked values (max_D).
-
-    Parameters
-    ----------
-    pet_fake : Tensor (N, 2, D, H, W), normalised; detached, so that nothing reaches the generator
-    masks : Tensor (2 N, M), int64, masked positions of the real, then of the generated PETs
-
-    Returns
-    -------
-    Losses and accuracies, scalars, by their names in `StepStats`.
-
-    Raises
-    ------
-    GanbertError
-        Before anything is learnt, if a loss is no number; all ranks leave.
-    """
-    if engines.discriminator is None:
-        return {}
-    # Real and generated in one batch, half each (paper, section 4.2): one pass instead of two.
-    pet = torch.cat((batch.pet_real, pet_fake.detach()))
-    judgement = engines.discriminator(batch.mri, pet, batch.pet_real, masks)
-    truth = torch.tensor([losses.REAL, losses.GENERATED], device=pet.device)
-    labels = truth.repeat_interleave(len(batch.mri))
-    terms = losses.judged(judgement, labels, config.label_smoothing)
-    on_real, on_fake = (half.mean() for half in judgement.share_real().chunk(2))
-    # With L1, which sees what an id cannot show: an image that is no number.
-    seen = terms | {"l1": losses.l1(pet_fake.detach(), batch.pet_real)}
-    require(losses.all_finite(seen), lambda: losses.not_finite(seen, batch.subjects))
-    rights = losses.accuracies(judgement, labels)
-    if config.lazy_above_accuracy is not None:
-        rights = {name: mean_over_ranks(right) for name, right in rights.items()}
-    weights = losses.discriminator_weights(config, rights)
-    engines.discriminator.backward(losses.weighted_sum(terms, weights))
-    engines.discriminator.step()
-    named = {f"loss_{name}_discriminator": term.detach() for name, term in terms.items()}
-    return named | {"nsp_accuracy_real": on_real, "nsp_accuracy_generated": 1 - on_fake}
-
-
-def generator_step(
-    engines: Engines,
-    batch: Batch,
-    pet_fake: Tensor,
-    masks: Tensor,
-    config: LossConfig,
-    step: int,
-) -> dict[str, Tensor]:
-    """The generator learns to be judged real, to help BERT and to be right (Eq. 1, min_G).
-
-    Parameters
-    ----------
-    pet_fake : Tensor (N, 2, D, H, W), normalised, from the generator's engine
-    masks : Tensor (N, M), int64, masked positions
-    step : optimiser steps done, which the adversary's warm-up counts
-
-    Returns
-    -------
-    Losses, scalars, by their names in `StepStats`.
-
-    Raises
-    ------
-    GanbertError
-        Before anything is learnt, if a loss is no number; all ranks leave.
-    """
-    for_l1, for_adversary = losses.hold_adversary(pet_fake, config.max_adversarial_ratio)
-    terms = {"l1": losses.l1(for_l1, batch.pet_real)}
-    with frozen(engines.discriminator) as discriminator:
-        if discriminator is not None:
-            judgement = discriminator(batch.mri, for_adversary, batch.pet_real, masks)
-            terms |= losses.judged(judgement, losses.REAL)
-        require(losses.all_finite(terms), lambda: losses.not_finite(terms, batch.subjects))
-        weights = losses.generator_weights(config, step)
-        engines.generator.backward(losses.weighted_sum(terms, weights))
-        engines.generator.step()
-    adversarial = {
-        f"loss_{name}_generator": term.detach() for name, term in terms.items() if name != "l1"
-    }
-    return {"loss_l1": terms["l1"].detach()} | adversarial
 
 
 def train(

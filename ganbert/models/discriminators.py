@@ -34,6 +34,10 @@ class Judgement(NamedTuple):
     mlm_labels: Tensor | None = None
     patch_logits: Tensor | None = None
 
+    def rows(self, which: slice) -> "Judgement":
+        """Judgement of some of the PETs."""
+        return Judgement(*(None if head is None else head[which] for head in self))
+
     def share_real(self) -> Tensor:
         """Share of each PET that is taken for real: Tensor (N,), float32, 0..1.
 

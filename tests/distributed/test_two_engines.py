@@ -16,7 +16,7 @@ from ganbert.errors import ConfigError, GanbertError
 from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
 from ganbert.models.rounding import GRADIENTS
-from ganbert.train import discriminator_step, generator_step
+from ganbert.steps import discriminator_step, generator_step
 
 from .conftest import RECIPE, free_port
 
@@ -301,3 +301,34 @@ def test_reins_reach_the_steps() -> None:
     run_steps(early, batch, slow, step=0)
     run_steps(late, batch, slow, step=1000)
     assert not same_weights(early.generator, late.generator)
+
+
+@pytest.mark.parametrize("kind", ["bert", "bert_patchgan", "patchgan"])
+def test_r1_keeps_the_discriminator_steady_under_noise(kind: str) -> None:
+    batch, unsteadiness = random_batch(2), {}
+    assert "loss_r1_discriminator" not in run_steps(
+        engines_with(recipe_of(kind)), batch, recipe_of(kind)
+    )
+    for weight in (1e-9, 100.0):
+        recipe = recipe_of(kind, {"r1": weight, "r1_sigma": 1.0, "mlm": 0.0})
+        engines = engines_with(with_learning_rates(recipe, 0.0, 1e-2))
+        for _ in range(5):
+            measured = run_steps(engines, batch, recipe)
+        unsteadiness[weight] = measured["loss_r1_discriminator"]
+    assert unsteadiness[100.0] < unsteadiness[1e-9] / 2
+
+
+def test_generator_hears_nothing_from_a_head_that_always_sees_through_it() -> None:
+    batch = random_batch(2)
+    recipe = recipe_of("bert", {"reweight": True, "mlm": 0.0, "l1": 20.0})
+    alone = recipe_of("none")
+    engines, without = engines_with(recipe), engines_with(alone)
+    with torch.no_grad():  # "generated", whatever it is shown
+        engines.discriminator.module.bert.bert.cls.seq_relationship.bias.copy_(
+            torch.tensor([-50.0, 50.0])
+        )
+    for network in (engines, without):
+        pet_fake = network.generator(batch.mri)
+        masks = network.sample_masks(2, torch.Generator()).to(DEVICE)
+        generator_step(network, batch, pet_fake, masks, recipe.run.losses, 0)
+    assert same_weights(engines.generator, without.generator)

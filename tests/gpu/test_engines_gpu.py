@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ganbert.config import Recipe
-from ganbert.train import discriminator_step, generator_step
+from ganbert.steps import discriminator_step, generator_step
 from tests.distributed.test_two_engines import (
     engines_with,
     masks_for,

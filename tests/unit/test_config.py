@@ -152,6 +152,8 @@ def test_methods_of_table_1_differ_in_the_method_alone() -> None:
     ("kind", "section", "name", "value"),
     [
         ("none", "losses", "label_smoothing", 0.1),
+        ("none", "losses", "r1", 10.0),
+        ("none", "losses", "reweight", True),
         ("none", "losses", "lazy_above_accuracy", 0.7),
         ("none", "losses", "max_adversarial_ratio", 0.1),
         ("none", "losses", "adversary_warmup_steps", 10),

@@ -48,6 +48,24 @@ def same(one: Judgement, other: Judgement) -> None:
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
+def test_dropout_can_be_off_where_the_generators_gradient_passes() -> None:
+    for everywhere in (True, False):
+        discriminator = tiny(dropout=0.5, dropout_for_generator=everywhere, value_noise=0.0)
+        mri, pet_fake, pet_real = images()
+        masked = masks(discriminator, 2)
+
+        def drops(pet: Tensor, these: tuple[Tensor, Tensor, Tensor] = (mri, pet_real, masked),
+                  judge: Discriminator = discriminator) -> bool:  # fmt: skip
+            one, other = (judge(these[0], pet, these[1], these[2]).nsp_logits for _ in range(2))
+            return not torch.equal(one, other)
+
+        assert drops(pet_fake), "the discriminator's own lesson always drops units"
+        assert drops(pet_fake.clone().requires_grad_()) == everywhere
+        assert drops(pet_fake), "and does so again after the generator's"
+        discriminator.eval()
+        assert not drops(pet_fake)
+
+
 def rows(judgement: Judgement, chosen: slice | Tensor) -> Judgement:
     return Judgement(*(None if t is None else t[chosen] for t in judgement))
 
@@ -166,8 +184,9 @@ def test_patches_of_every_size(size: str) -> None:
         mri = torch.zeros(1, 1, *mri_grid.shape)
         pet = torch.zeros(1, 2, *pet_grid.shape)
         patches = discriminator(mri, pet, pet, torch.zeros(1, 0)).patch_logits
-    # By hand: two halvings (round down), then twice one voxel less; tiny ends at 3x2x2.
-    by_hand = {"paper": (21, 17, 17), "demo": (9, 7, 7), "tiny": (3, 2, 2)}
+    # By hand: two halvings (round down), then twice one voxel less, once for small (it ends
+    # at 5x3x3), never for tiny (3x2x2).
+    by_hand = {"paper": (21, 17, 17), "demo": (9, 7, 7), "small": (5, 3, 3), "tiny": (3, 2, 2)}
     assert patches.shape[2:] == by_hand[size]
 
 

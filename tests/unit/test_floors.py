@@ -29,6 +29,7 @@ FLOORS = (
         "token_bands",
     },
     {"engines", "checkpoint", "runs", "predict", "derivatives", "report"},
+    {"steps"},
     {
         "train",
         "launch",

@@ -25,6 +25,8 @@ from ganbert.losses import (
     not_finite,
     nsp,
     patch,
+    r1,
+    steadiness,
     weighted_sum,
 )
 from ganbert.models.discriminators import Judgement
@@ -104,6 +106,7 @@ EXAMPLES: dict[str, tuple[tuple[object, ...], tuple[object, ...]]] = {
     "l1": ((PET, PET), (PET + 1, PET)),
     "nsp": ((one_hot(CLASSES, 2), REAL), (one_hot(1 - CLASSES, 2), REAL)),
     "patch": ((20 + PET[:, :1], REAL), (-20 - PET[:, :1], REAL)),
+    "r1": ((PET, PET), (PET + 1, PET)),
     "mlm": ((one_hot(IDS, 5), IDS), (one_hot(4 - IDS + 1, 6), IDS)),
 }
 
@@ -232,9 +235,46 @@ def test_smoothed_labels_by_hand() -> None:
 
 def test_generator_meets_the_adversary_step_by_step() -> None:
     config = LossConfig(adversary_warmup_steps=3)
-    assert [generator_weights(config, step)["nsp"] for step in range(5)] == [5, 10, 15, 20, 20]
-    assert all(generator_weights(config, step)["l1"] == 20 for step in range(5))
-    assert generator_weights(LossConfig(), 0) == {"l1": 20, "nsp": 20, "mlm": 1, "patch": 1}
+    assert [generator_weights(config, step, {})["nsp"] for step in range(5)] == [5, 10, 15, 20, 20]
+    assert all(generator_weights(config, step, {})["l1"] == 20 for step in range(5))
+    whole = {"l1": 20, "nsp": 20, "mlm": 1, "patch": 1, "r1": 0}
+    assert generator_weights(LossConfig(), 0, {"nsp": torch.tensor(1.0)}) == whole
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "share"), [(0.0, 1), (0.5, 1), (0.625, 0.75), (0.75, 0.5), (1.0, 0)]
+)
+def test_head_that_sees_through_the_generator_is_weighed_less(
+    accuracy: float, share: float
+) -> None:
+    rights = {"nsp": torch.tensor(accuracy), "patch": torch.tensor(0.5)}
+    weights = generator_weights(LossConfig(reweight=True), 0, rights)
+    assert float(weights["nsp"]) == 20 * share
+    assert (float(weights["patch"]), weights["mlm"], weights["l1"]) == (1, 1, 20)
+
+
+def test_steadiness_by_hand() -> None:
+    # Evidence for real 2 and 0, with noise 1 and 0: 1 and 0 squared. Patches: 3 of 4 stay.
+    steady = Judgement(
+        nsp_logits=torch.tensor([[2.0, 0.0], [5.0, 5.0]]),
+        patch_logits=torch.zeros(1, 1, 1, 2, 2),
+    )
+    disturbed = Judgement(
+        nsp_logits=torch.tensor([[3.0, 2.0], [-1.0, -1.0]]),
+        patch_logits=torch.tensor([0.0, 0.0, 2.0, 0.0]).view(1, 1, 1, 2, 2),
+    )
+    assert steadiness(steady, disturbed).item() == pytest.approx((1 + 0) / 2 + 4 / 4)
+    assert steadiness(steady, steady).item() == 0
+
+
+def test_r1_is_the_squared_slope_for_small_noise() -> None:
+    # D(x) = a.x: E |a.(sigma u)|^2 = sigma^2 |a|^2
+    numbers = torch.Generator().manual_seed(0)
+    slope, sigma = torch.tensor([3.0, 4.0]), 0.1
+    noise = sigma * torch.randn(200_000, 2, generator=numbers)
+    assert r1(torch.zeros(200_000), noise @ slope).item() == pytest.approx(
+        sigma**2 * 25.0, rel=0.02
+    )
 
 
 @pytest.mark.parametrize(("accuracy", "learns"), [(0.5, True), (0.75, True), (0.8, False)])

@@ -1,0 +1,111 @@
+"""What the two networks learn from one micro-batch: Eq. 1, first its max, then its min.
+
+`train` calls these in turn, with one forward pass of the generator for both.
+"""
+
+import torch
+from torch import Tensor
+
+from ganbert import losses
+from ganbert.config import LossConfig
+from ganbert.data.loader import Batch
+from ganbert.engines import Engines, frozen
+from ganbert.ranks import mean_over_ranks, require
+
+
+def discriminator_step(
+    engines: Engines, batch: Batch, pet_fake: Tensor, masks: Tensor, config: LossConfig
+) -> dict[str, Tensor]:
+    """The discriminator learns to tell real from generated, BERT to fill in masked values (max_D).
+
+    Parameters
+    ----------
+    pet_fake : Tensor (N, 2, D, H, W), normalised; detached, so that nothing reaches the generator
+    masks : Tensor (2 N, M), int64, masked positions of the real, then of the generated PETs
+
+    Returns
+    -------
+    Losses and accuracies, scalars, by their names in `StepStats`.
+
+    Raises
+    ------
+    GanbertError
+        Before anything is learnt, if a loss is no number; all ranks leave.
+    """
+    if engines.discriminator is None:
+        return {}
+    # Real and generated in one batch, half each (paper, section 4.2): one pass instead of two.
+    num = len(batch.mri)
+    pet = torch.cat((batch.pet_real, pet_fake.detach()))
+    if config.r1 > 0:
+        disturbed = batch.pet_real + config.r1_sigma * torch.randn_like(batch.pet_real)
+        pet, masks = torch.cat((pet, disturbed)), torch.cat((masks, masks[:num]))
+    all_rows = engines.discriminator(batch.mri, pet, batch.pet_real, masks)
+    judgement = all_rows.rows(slice(2 * num))
+    truth = torch.tensor([losses.REAL, losses.GENERATED], device=pet.device)
+    labels = truth.repeat_interleave(num)
+    terms = losses.judged(judgement, labels, config.label_smoothing)
+    if config.r1 > 0:
+        of_real, of_disturbed = all_rows.rows(slice(num)), all_rows.rows(slice(2 * num, None))
+        terms["r1"] = losses.steadiness(of_real, of_disturbed)
+    on_real, on_fake = (half.mean() for half in judgement.share_real().chunk(2))
+    # With L1, which sees what an id cannot show: an image that is no number.
+    seen = terms | {"l1": losses.l1(pet_fake.detach(), batch.pet_real)}
+    require(losses.all_finite(seen), lambda: losses.not_finite(seen, batch.subjects))
+    rights = losses.accuracies(judgement, labels)
+    if config.lazy_above_accuracy is not None:
+        rights = _over_ranks(rights)
+    weights = losses.discriminator_weights(config, rights)
+    engines.discriminator.backward(losses.weighted_sum(terms, weights))
+    engines.discriminator.step()
+    named = {f"loss_{name}_discriminator": term.detach() for name, term in terms.items()}
+    return named | {"nsp_accuracy_real": on_real, "nsp_accuracy_generated": 1 - on_fake}
+
+
+def generator_step(
+    engines: Engines,
+    batch: Batch,
+    pet_fake: Tensor,
+    masks: Tensor,
+    config: LossConfig,
+    step: int,
+) -> dict[str, Tensor]:
+    """The generator learns to be judged real, to help BERT and to be right (Eq. 1, min_G).
+
+    Parameters
+    ----------
+    pet_fake : Tensor (N, 2, D, H, W), normalised, from the generator's engine
+    masks : Tensor (N, M), int64, masked positions
+    step : optimiser steps done, which the adversary's warm-up counts
+
+    Returns
+    -------
+    Losses, scalars, by their names in `StepStats`.
+
+    Raises
+    ------
+    GanbertError
+        Before anything is learnt, if a loss is no number; all ranks leave.
+    """
+    for_l1, for_adversary = losses.hold_adversary(pet_fake, config.max_adversarial_ratio)
+    terms = {"l1": losses.l1(for_l1, batch.pet_real)}
+    rights: dict[str, Tensor] = {}
+    with frozen(engines.discriminator) as discriminator:
+        if discriminator is not None:
+            judgement = discriminator(batch.mri, for_adversary, batch.pet_real, masks)
+            terms |= losses.judged(judgement, losses.REAL)
+            if config.reweight:
+                truth = torch.full((len(pet_fake),), losses.GENERATED, device=pet_fake.device)
+                rights = _over_ranks(losses.accuracies(judgement, truth))
+        require(losses.all_finite(terms), lambda: losses.not_finite(terms, batch.subjects))
+        weights = losses.generator_weights(config, step, rights)
+        engines.generator.backward(losses.weighted_sum(terms, weights))
+        engines.generator.step()
+    adversarial = {
+        f"loss_{name}_generator": term.detach() for name, term in terms.items() if name != "l1"
+    }
+    return {"loss_l1": terms["l1"].detach()} | adversarial
+
+
+def _over_ranks(rights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: mean_over_ranks(right) for name, right in rights.items()}

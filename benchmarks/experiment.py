@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ganbert.agreement import paired_bootstrap
+from ganbert.agreement import Estimate, paired_bootstrap
 from ganbert.data.index import load_index
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -212,9 +212,14 @@ def by_subject(
     }
 
 
-def difference(method: dict[str, list[float]], baseline: dict[str, list[float]]) -> str:
-    """Paired difference over subjects (mean over seeds) with its 95 % BCa interval."""
+def paired(method: dict[str, list[float]], baseline: dict[str, list[float]]) -> Estimate:
+    """Mean over subjects of the paired differences (mean over seeds), with its BCa interval."""
     subjects = sorted(method)
     sides = [[float(np.mean(scores[s])) for s in subjects] for scores in (method, baseline)]
-    interval = paired_bootstrap(*sides)
+    return paired_bootstrap(*sides)
+
+
+def difference(method: dict[str, list[float]], baseline: dict[str, list[float]]) -> str:
+    """`paired` as text."""
+    interval = paired(method, baseline)
     return f"{interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"

@@ -13,17 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy import stats
 from torchmetrics.functional.regression import concordance_corrcoef
 
-from ganbert.data.volume import FloatArray
+from ganbert.data.volume import Array, FloatArray, Mask
+from ganbert.tables import Line
 
 IMAGE_FIGURES = ("intensity_distance", "top_recall")
-Line = dict[str, Any]  # of a table: column name to value
-Mask = npt.NDArray[np.bool_]
-Array = npt.NDArray[np.float64]
 # Bland and Altman's own rounding of the normal quantile; papers are compared in it.
 _LIMITS_SD = 1.96
 _LEVEL = 0.95

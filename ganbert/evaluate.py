@@ -9,12 +9,10 @@ labels), summary.tsv, summary.json and pet_fake/; it is written under another na
 it is complete.
 """
 
-import csv
 import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich import box
@@ -28,13 +26,11 @@ from ganbert.atomic import replacing_folder
 from ganbert.config import ModelCard
 from ganbert.data.index import CachedImage, Index, Row, Split, file_sha256, index_path, load_index
 from ganbert.data.nifti import read_cache, write_volume
-from ganbert.data.volume import FloatArray, Volume
+from ganbert.data.volume import FloatArray, Mask, Volume
 from ganbert.errors import DatasetError
 from ganbert.metrics import (
     GAIN,
     METRICS,
-    Line,
-    Mask,
     head_mask,
     image_metrics,
     regional_means,
@@ -44,6 +40,7 @@ from ganbert.metrics import (
 )
 from ganbert.predict import Predictor, load_predictor
 from ganbert.run_folder import read_description
+from ganbert.tables import Line, finite, write_tsv
 
 METHODS = ("ganbert", "mean_of_training", "zero")
 MASKS = {"fov": "field of view", "head": "head"}
@@ -226,19 +223,6 @@ class _Judge:
         return metrics, list(_region_lines(row, without_zero, references, labels))
 
 
-def _as_text(value: Any) -> Any:
-    if isinstance(value, float):
-        return "n/a" if math.isnan(value) else f"{value:.6g}"
-    return value
-
-
-def _write_tsv(file: Path, lines: Sequence[Line]) -> None:
-    with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(lines[0]), delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: _as_text(value) for key, value in line.items()} for line in lines)
-
-
 def _cell(line: Line) -> str:
     """Mean and half the interval, which is symmetric."""
     decimals, half_decimals = {"psnr": (".2f", ".2f"), "ssim": (".3f", ".3f")}.get(
@@ -293,14 +277,6 @@ def _about(split: str, rows: Sequence[Row], card: ModelCard, index_sha256: str) 
         "num_steps": card.num_steps,
         "index_sha256": index_sha256,
         "weights_sha256": card.weights_sha256,
-    }
-
-
-def _finite(line: Line) -> Line:
-    """JSON knows neither NaN nor infinity."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in line.items()
     }
 
 
@@ -359,15 +335,15 @@ def evaluate(
         summary = summarise(metrics, (*METRICS, *IMAGE_FIGURES))
         agreement = agreement_lines(regions)
         about = _about(split, rows, card, index_sha256)
-        _write_tsv(partial / "metrics.tsv", metrics)
-        _write_tsv(partial / "summary.tsv", summary)
+        write_tsv(partial / "metrics.tsv", metrics)
+        write_tsv(partial / "summary.tsv", summary)
         if regions:
-            _write_tsv(partial / "regions.tsv", regions)
-            _write_tsv(partial / "agreement.tsv", agreement)
+            write_tsv(partial / "regions.tsv", regions)
+            write_tsv(partial / "agreement.tsv", agreement)
         content = {
             **about,
-            "results": [_finite(line) for line in summary],
-            "agreement": [_finite(line) for line in agreement],
+            "results": [finite(line) for line in summary],
+            "agreement": [finite(line) for line in agreement],
         }
         (partial / "summary.json").write_text(json.dumps(content, indent=1) + "\n")
     _show(summary, about, console)

@@ -12,7 +12,6 @@ for the handful of subjects that a test split often has.
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,15 +22,13 @@ from torchmetrics.functional.regression import mean_absolute_error, mean_squared
 
 from ganbert.data.conform import otsu_threshold
 from ganbert.data.nifti import resample
-from ganbert.data.volume import Affine, FloatArray, Volume
+from ganbert.data.volume import Affine, Array, FloatArray, Mask, Volume
 from ganbert.errors import DatasetError
+from ganbert.tables import Line
 from ganbert.tracers import get_tracer
 
 METRICS = ("psnr", "ssim", "rmse", "mae")
 GAIN = "ganbert - mean_of_training"
-Line = dict[str, Any]  # of a table: column name to value
-Mask = npt.NDArray[np.bool_]
-Array = npt.NDArray[np.float64]
 # Wang et al. 2004: Gaussian window of 11 voxels with a standard deviation of 1.5.
 _SSIM_WINDOW = 11
 _SSIM_SIGMA = 1.5

@@ -1,13 +1,10 @@
 """The scales that PETs of different scanners and tracers are read on: SUVR and Centiloid."""
 
 import numpy as np
-import numpy.typing as npt
 
-from ganbert.data.volume import FloatArray
+from ganbert.data.volume import FloatArray, Mask
 from ganbert.errors import ConfigError, DatasetError
 from ganbert.tracers import get_tracer
-
-Mask = npt.NDArray[np.bool_]
 
 
 def suvr(pet: FloatArray, reference_mask: Mask) -> FloatArray:

@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 Affine = npt.NDArray[np.float64]
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 # Full width at half maximum of a Gaussian, in standard deviations.
 FWHM_PER_SIGMA = float(np.sqrt(8 * np.log(2)))
 

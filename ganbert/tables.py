@@ -1,0 +1,51 @@
+"""Tables: a line maps column to value, a file is TSV as BIDS writes it ("n/a": unknown)."""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]  # of a table: column name to value
+
+
+def write_tsv(file: Path, lines: Sequence[Line]) -> None:
+    """Write lines that all have the columns of the first; numbers with six digits.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(lines[0]), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: _as_text(value) for key, value in line.items()} for line in lines)
+
+
+def read_tsv(file: Path) -> list[dict[str, str]]:
+    """Read the lines of a table with a heading, all values as text.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    UnicodeDecodeError
+        If it is not UTF-8.
+    """
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        return list(csv.DictReader(stream, delimiter="\t"))
+
+
+def finite(line: Line) -> Line:
+    """Return the line for JSON, which knows neither NaN nor infinity: they become null."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in line.items()
+    }
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, float):
+        return "n/a" if math.isnan(value) else f"{value:.6g}"
+    return value

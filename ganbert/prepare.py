@@ -50,6 +50,7 @@ from ganbert.data.index import (
 )
 from ganbert.data.layouts import find_pairs
 from ganbert.data.nifti import check_header
+from ganbert.data.regions import merge_region_names
 from ganbert.data.volume import Pair
 from ganbert.errors import ConfigError, DatasetError, OutputError, PlatformError
 
@@ -112,7 +113,8 @@ def prepare(
     ConfigError
         If `fractions` or `jobs` make no sense, or there is no such layout.
     DatasetError, ImageError
-        If the dataset or one of its images is not usable. Finished rows stay for the next run.
+        If the dataset, one of its images or a table of regions is not usable. Finished rows
+        stay for the next run.
     OutputError
         If `out` is not empty and not a previous run on the same inputs with the same options, or
         cannot be written.
@@ -131,6 +133,7 @@ def prepare(
     # All headers before the first conforming: a 2D image should not show after an hour.
     for path in dict.fromkeys(path for pair in pairs for path in images_of(pair)):
         check_header(path)
+    names = merge_region_names(Path(pair.dseg_table) for pair in pairs if pair.dseg_table)
     splits = split_subjects([pair.subject for pair in pairs], seed, fractions)
     with _claimed(out, plan):
         place = CachePlace(bids, out, mri_grid, pet_grid)
@@ -143,6 +146,7 @@ def prepare(
             intensity_ratio=_suggest_ratios(rows),
             rows=tuple(rows),
             versions=_versions(),
+            region_names=names,
         )
         save_index(index, out)
     return index

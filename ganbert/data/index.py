@@ -79,6 +79,8 @@ class Index(_Entry):
     ----------
     mri_grid, pet_grid : concentric grids, centred on each subject's head
     intensity_ratio : suggested per tracer: the training PETs' tokens then fill the vocabulary
+    region_names : label of a `dseg` -> name; empty where the dataset has no table (or the index is
+        from before they were kept)
     versions : of the packages that wrote the cache
     """
 
@@ -88,6 +90,7 @@ class Index(_Entry):
     intensity_ratio: dict[str, float]
     rows: tuple[Row, ...]
     versions: dict[str, str]
+    region_names: dict[int, str] = {}
 
     def select(self, split: Split) -> list[Row]:
         """Rows of one split, in the order of the index."""

@@ -10,6 +10,7 @@ is decided here:
 * Subjects with only one of the two are left out with a warning, since real cohorts have them; a
   dataset without any pair is an error that says where was looked and what came near.
 * Unit and frames come from the sidecar and are never guessed.
+* The names of regions come from the nearest `_dseg.tsv` by inheritance.
 """
 
 import itertools
@@ -156,6 +157,7 @@ def _choose_mri(pet: Any, mris: Sequence[Any]) -> Any:
 def _to_pair(layout: Any, pet: Any, mris: Sequence[Any]) -> Pair:
     sidecar = pet.get_metadata()
     start, duration = _frames(pet.path, sidecar)
+    dseg = _truth(layout, pet, suffix="dseg")
     return Pair(
         subject=_entity(pet, "subject"),
         session=_entity(pet, "session") or None,
@@ -166,7 +168,8 @@ def _to_pair(layout: Any, pet: Any, mris: Sequence[Any]) -> Pair:
         frame_start_s=start,
         frame_duration_s=duration,
         truth=_truth(layout, pet, suffix="pet", tracer=_entity(pet, "tracer"), desc="truth"),
-        dseg=_truth(layout, pet, suffix="dseg"),
+        dseg=dseg,
+        dseg_table=_table(layout, dseg) if dseg else None,
     )
 
 
@@ -239,6 +242,20 @@ def _truth(layout: Any, pet: Any, **wanted: str) -> str | None:
         **{name: value for name, value in entities.items() if value},
     )
     return str(min(file.path for file in found)) if found else None
+
+
+def _table(layout: Any, dseg: str) -> str | None:
+    """Return the path of the nearest table of regions, beside the segmentation or above it."""
+    own = layout.get_file(dseg).get_entities(metadata=False)
+    tables = layout.get_nearest(
+        dseg, return_type="object", all_=True, ignore_strict_entities=["extension"],
+        scope="derivatives", suffix="dseg", extension=".tsv",
+    )  # fmt: skip
+    for table in tables:
+        # pybids compares what both names have; the table's may not have more than the image's.
+        if table.get_entities(metadata=False).keys() <= own.keys():
+            return str(table.path)
+    return None
 
 
 def _identity(pair: Pair) -> tuple[str, str, str]:

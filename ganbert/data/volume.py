@@ -68,6 +68,7 @@ class Pair:
     unit : unit of the PET as its sidecar states it
     frame_start_s, frame_duration_s : of each PET frame, s after injection
     truth, dseg : noise-free PET and region labels, where the dataset has them (the phantom does)
+    dseg_table : names of the region labels, where the dataset has them
     """
 
     subject: str
@@ -80,3 +81,4 @@ class Pair:
     frame_duration_s: tuple[float, ...]
     truth: str | None = None
     dseg: str | None = None
+    dseg_table: str | None = None

@@ -21,7 +21,15 @@ from ganbert.data.nifti import read_cache, read_volume
 from ganbert.data.volume import Pair
 from ganbert.errors import ConfigError, DatasetError, GanbertError, ImageError, OutputError
 from ganbert.prepare import prepare
-from tests.bids_tree import affine, head, write_image, write_pet, write_t1w, write_tree
+from tests.bids_tree import (
+    affine,
+    head,
+    write_description,
+    write_image,
+    write_pet,
+    write_t1w,
+    write_tree,
+)
 
 COARSER = Grid(shape=(10, 8, 8), spacing_mm=(20.0, 20.0, 20.0))
 
@@ -83,6 +91,30 @@ def test_the_cache_opens_in_any_viewer_in_the_right_place(prepared: Path) -> Non
     # The fixture's head is a ball around (0, 0, 0) mm; voxels are 8 mm.
     np.testing.assert_allclose((volume.affine @ [*centre, 1])[:3], 0.0, atol=4.0)
     assert nib.load(prepared / row.mri.path).get_data_dtype() == np.uint8
+
+
+def test_names_of_regions_are_kept(tmp_path: Path) -> None:
+    bids = write_tree(tmp_path / "bids", 3)
+    derivative = bids / "derivatives" / "phantom"
+    write_description(derivative, DatasetType="derivative", GeneratedBy=[{"Name": "phantom"}])
+    for subject in ("01", "02", "03"):
+        write_image(
+            derivative / f"sub-{subject}/anat/sub-{subject}_dseg.nii.gz", (head(0) > 0).astype("u1")
+        )
+    (derivative / "dseg.tsv").write_text("index\tname\n2\tfrontal\n1\tpons\n")
+    run(bids, tmp_path / "out")
+    assert load_index(tmp_path / "out").region_names == {1: "pons", 2: "frontal"}
+    (derivative / "sub-02/anat/sub-02_dseg.tsv").write_text("index\tname\n1\tthalamus\n")
+    with pytest.raises(DatasetError, match=r"sub-02_dseg\.tsv: expected 1 to be 'pons'"):
+        run(bids, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_index_from_before_the_names_still_loads(prepared: Path, tmp_path: Path) -> None:
+    content = json.loads((prepared / "index.json").read_text())
+    assert content.pop("region_names") == {}
+    (tmp_path / "index.json").write_text(json.dumps(content))
+    assert load_index(tmp_path) == load_index(prepared)
 
 
 def test_the_ratio_comes_from_the_training_rows(prepared: Path) -> None:

@@ -44,7 +44,7 @@ FLOORS = (
 )
 # The same inside data/.
 DATA_FLOORS = (
-    {"volume", "index"},
+    {"volume", "index", "regions"},
     {"nifti", "phantom_template"},
     {"phantom_anatomy"},
     {"phantom_uptake", "phantom_scanner"},

@@ -91,6 +91,24 @@ def test_ground_truth_of_the_phantom_is_found(tmp_path: Path) -> None:
     assert (second.truth, second.dseg) == (None, None)
 
 
+def test_the_table_of_regions_is_inherited(tmp_path: Path) -> None:
+    write_tree(tmp_path, 2)
+    derivative = tmp_path / "derivatives" / "phantom"
+    write_description(derivative, DatasetType="derivative", GeneratedBy=[{"Name": "phantom"}])
+    for subject in ("01", "02"):
+        write_image(derivative / f"sub-{subject}/anat/sub-{subject}_dseg.nii.gz", head(0))
+    assert [pair.dseg_table for pair in find_pairs(tmp_path)] == [None, None]
+    # Of another segmentation, and of another place.
+    for stray in (derivative / "desc-aseg_dseg.tsv", tmp_path / "dseg.tsv"):
+        stray.write_text("index\tname\n")
+    assert [pair.dseg_table for pair in find_pairs(tmp_path)] == [None, None]
+    above, beside = derivative / "dseg.tsv", derivative / "sub-01/anat/sub-01_dseg.tsv"
+    for table in (above, beside):
+        table.write_text("index\tname\n")
+    tables = [pair.dseg_table for pair in find_pairs(tmp_path)]
+    assert tables == [str(beside), str(above)]
+
+
 def break_json(root: Path) -> None:
     (root / "sub-01/pet/sub-01_trc-18FFDG_pet.json").write_text("{")
 

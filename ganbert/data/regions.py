@@ -1,0 +1,97 @@
+"""Names of the regions of a segmentation, from the table that BIDS puts beside or above it.
+
+A `_dseg.tsv` has the columns `index` and `name`. Within one dataset a label has one meaning: all
+tables together make one, a contradiction is an error, and a segmentation without a table is read
+with the table of the others.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ganbert.errors import DatasetError
+from ganbert.tables import read_tsv
+
+_COLUMNS = ("index", "name")
+_UNKNOWN = ("", "n/a")
+
+
+def read_region_names(file: Path) -> dict[int, str]:
+    """Read one table of regions.
+
+    Parameters
+    ----------
+    file : `_dseg.tsv`; further columns (mapping, colour, ...) are not read
+
+    Returns
+    -------
+    label -> name; without those whose name is "n/a"
+
+    Raises
+    ------
+    DatasetError
+        If it cannot be read, lacks a column, or an index is no whole number or stands there twice.
+
+    Source
+    ------
+    BIDS 1.10, "Common image-derived labels" of the derivatives.
+    """
+    remedy = "mend the table; BIDS wants the columns index and name"
+    try:
+        lines = read_tsv(file)
+    except (OSError, UnicodeDecodeError) as error:
+        found = getattr(error, "strerror", None) or type(error).__name__
+        raise DatasetError(file, expected="a TSV", found=found, remedy=remedy) from error
+    missing = [name for name in _COLUMNS if not lines or name not in lines[0]]
+    if missing:
+        found = f"none called {' or '.join(missing)}" if lines else "no line"
+        raise DatasetError(file, expected="columns index and name", found=found, remedy=remedy)
+    names: dict[int, str] = {}
+    seen: set[int] = set()
+    for number, line in enumerate(lines, start=2):
+        index, name = _entry(file, number, line)
+        if index in seen:
+            raise DatasetError(
+                file, expected="each index once", found=f"{index} again in line {number}",
+                remedy=remedy,
+            )  # fmt: skip
+        seen.add(index)
+        if name not in _UNKNOWN:
+            names[index] = name
+    return names
+
+
+def _entry(file: Path, number: int, line: dict[str, str]) -> tuple[int, str]:
+    # A short line has None in its last columns.
+    index, name = ((line[column] or "").strip() for column in _COLUMNS)
+    try:
+        return int(index), name
+    except ValueError as error:
+        raise DatasetError(
+            file,
+            expected=f"a whole number as index in line {number}",
+            found=repr(index),
+            remedy="mend the table",
+        ) from error
+
+
+def merge_region_names(files: Iterable[Path]) -> dict[int, str]:
+    """Read all tables of a dataset into one, in the order of the labels.
+
+    Raises
+    ------
+    DatasetError
+        If one is broken (see `read_region_names`), or two give a label two names.
+    """
+    merged: dict[int, str] = {}
+    first: dict[int, Path] = {}
+    for file in dict.fromkeys(files):
+        for index, name in read_region_names(file).items():
+            if merged.setdefault(index, name) != name:
+                raise DatasetError(
+                    file,
+                    expected=f"{index} to be {merged[index]!r}, as in {first[index].name}",
+                    found=repr(name),
+                    remedy="give all subjects one segmentation with one table",
+                )
+            first.setdefault(index, file)
+    return dict(sorted(merged.items()))

@@ -1,0 +1,64 @@
+"""Names of regions: what a table says, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from ganbert.data.regions import merge_region_names, read_region_names
+from ganbert.errors import DatasetError
+
+
+def write(file: Path, text: str) -> Path:
+    file.write_text(text)
+    return file
+
+
+def test_index_and_name_are_read_wherever_they_stand(tmp_path: Path) -> None:
+    file = write(tmp_path / "dseg.tsv", "color\tname\tindex\n#ff\tpons\t5\n#00\tn/a\t7\n#01\t\t8\n")
+    assert read_region_names(file) == {5: "pons"}
+
+
+def test_a_short_line_has_no_name(tmp_path: Path) -> None:
+    file = write(tmp_path / "dseg.tsv", "index\tname\n1\tpons\n2")
+    assert read_region_names(file) == {1: "pons"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "columns index and name, found no line"),
+        ("index\tname\n", "columns index and name, found no line"),
+        ("index\tlabel\n1\tpons\n", "found none called name"),
+        ("index,name\n1,pons\n", "found none called index or name"),
+        ("index\tname\n1\tpons\n1.5\tx\n", "whole number as index in line 3, found '1.5'"),
+        ("index\tname\n1\tpons\n1\tpons\n", "each index once, found 1 again in line 3"),
+    ],
+)
+def test_a_broken_table_is_one_line_that_names_it(text: str, message: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "sub-01_dseg.tsv", text)
+    with pytest.raises(DatasetError, match=message) as caught:
+        read_region_names(file)
+    assert str(caught.value).startswith(f"{file}: expected ")
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_no_text_and_no_file(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_bytes(b"index\tname\n1\t\xff\xfe\n")
+    for name in ("a.tsv", "none.tsv"):
+        with pytest.raises(DatasetError, match=f"{name}: expected a TSV"):
+            read_region_names(tmp_path / name)
+
+
+def test_tables_of_all_subjects_make_one(tmp_path: Path) -> None:
+    first = write(tmp_path / "sub-01_dseg.tsv", "index\tname\n9\tthalamus\n5\tpons\n")
+    second = write(tmp_path / "sub-02_dseg.tsv", "index\tname\n5\tpons\n1\tfrontal\n")
+    merged = merge_region_names([first, first, second])
+    assert list(merged.items()) == [(1, "frontal"), (5, "pons"), (9, "thalamus")]
+    assert merge_region_names([]) == {}
+
+
+def test_a_contradiction_names_both_files(tmp_path: Path) -> None:
+    first = write(tmp_path / "sub-01_dseg.tsv", "index\tname\n5\tpons\n")
+    second = write(tmp_path / "sub-02_dseg.tsv", "index\tname\n5\tfrontal\n")
+    with pytest.raises(DatasetError, match=r"sub-02_dseg.tsv: expected 5 to be 'pons', as in"):
+        merge_region_names([first, second])

@@ -30,13 +30,14 @@ ROOT = Path(__file__).resolve().parents[1]
 REGIMES = {"paper": 9.0, "suvr": 2.0}  # normalised 99.9th percentile of the training PETs
 FIGURES = ("psnr", "ssim", "rmse", "intensity_distance", "top_recall")
 MEAN = "training mean"
+LEARNING_RATE = "discriminator.json"  # override of the adversary's engine, not of run.yaml
 _KEYS = ("tracer", "regime", "name", "seed", "split", "reference", "subject")
 _SCORES = "scores.tsv"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training: a recipe under ds_configs/ with `overrides` of run.yaml, and a seed."""
+    """One training: a recipe under ds_configs/ with `overrides` (dotted names of run.yaml), and a seed."""
 
     tracer: str
     regime: str
@@ -127,17 +128,27 @@ def intensity_ratio(prepared: Path, tracer: str, regime: str) -> float:
     return index.intensity_ratio[tracer] * (REGIMES["paper"] + shift) / (top + shift)
 
 
+def _override(content: dict[str, Any], dotted: str, value: object) -> None:
+    *sections, name = dotted.split(".")
+    for part in sections:
+        content = content.setdefault(part, {})
+    content[name] = copy.deepcopy(value)
+
+
 def _write_recipe(folder: Path, cell: Cell, ratio: float) -> None:
+    """Copy a recipe, with other settings in run.yaml and another learning rate of the adversary."""
     shutil.copytree(ROOT / "ds_configs" / cell.recipe, folder, dirs_exist_ok=True)
     settings = yaml.safe_load((folder / "run.yaml").read_text())
     settings |= {"seed": cell.seed, "intensity_ratio": ratio, "keep_checkpoints": 1}
+    engine = json.loads((folder / "discriminator.json").read_text())
     for dotted, value in cell.overrides.items():
-        *sections, name = dotted.split(".")
-        section = settings
-        for part in sections:
-            section = section.setdefault(part, {})
-        section[name] = copy.deepcopy(value)
+        if dotted == LEARNING_RATE:
+            _override(engine, "optimizer.params.lr", value)
+            _override(engine, "scheduler.params.warmup_max_lr", value)
+        else:
+            _override(settings, dotted, value)
     (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "discriminator.json").write_text(json.dumps(engine))
 
 
 def _make(cell: Cell, work: Path, options: dict[str, Any], commands: Commands) -> list[list[str]]:

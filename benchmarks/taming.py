@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from experiment import (
     FIGURES,
+    LEARNING_RATE,
     Cell,
     Commands,
     by_subject,
@@ -41,6 +42,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mlm_only_0.1": ("demo", {_RATIO: 0.1, "losses.nsp": 0}),
     "mlm_only_0.3": ("demo", {_RATIO: 0.3, "losses.nsp": 0}),
     "mlm_only_3": ("demo", {_RATIO: 3.0, "losses.nsp": 0}),
+    "mlm_only_fast_3": ("demo", {_RATIO: 3.0, "losses.nsp": 0, LEARNING_RATE: 1e-3}),
+    "mlm_only_fast": ("demo", {_RATIO: None, "losses.nsp": 0, LEARNING_RATE: 1e-3}),
+    "fast_3": ("demo", {_RATIO: 3.0, LEARNING_RATE: 1e-3}),
     "noise_3": ("demo", {_RATIO: 3.0, _NOISE: 0.5}),
     "chord_3": ("demo", {_RATIO: 3.0, _GRADIENT: "chord"}),
     "interpolated_3": ("demo", {_RATIO: 3.0, _GRADIENT: "interpolated"}),

@@ -37,7 +37,7 @@ _SCORES = "scores.tsv"
 
 @dataclass(frozen=True)
 class Cell:
-    """One training: a recipe under ds_configs/ with `overrides` (dotted names of run.yaml), and a seed."""
+    """One training: a recipe of ds_configs/, `overrides` (dotted names of run.yaml) and a seed."""
 
     tracer: str
     regime: str

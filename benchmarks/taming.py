@@ -47,6 +47,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "fast_3": ("demo", {_RATIO: 3.0, LEARNING_RATE: 1e-3}),
     "noise_3": ("demo", {_RATIO: 3.0, _NOISE: 0.5}),
     "chord_3": ("demo", {_RATIO: 3.0, _GRADIENT: "chord"}),
+    "chord_noise_1": ("demo", {_RATIO: 1.0, _NOISE: 0.5, _GRADIENT: "chord"}),
+    "chord_noise_3": ("demo", {_RATIO: 3.0, _NOISE: 0.5, _GRADIENT: "chord"}),
+    "chord_mlm_fast_1": (
+        "demo",
+        {_RATIO: 1.0, "losses.nsp": 0, _GRADIENT: "chord", LEARNING_RATE: 1e-3},
+    ),
+    "chord_mlm_fast_3": (
+        "demo",
+        {_RATIO: 3.0, "losses.nsp": 0, _GRADIENT: "chord", LEARNING_RATE: 1e-3},
+    ),
     "interpolated_3": ("demo", {_RATIO: 3.0, _GRADIENT: "interpolated"}),
     "r1_3": ("demo", {_RATIO: 3.0, "losses.r1": 10.0, "losses.r1_sigma": 0.5}),
     "smooth_3": ("demo", {_RATIO: 3.0, "losses.label_smoothing": 0.1}),

@@ -21,6 +21,7 @@ from ganbert.data.volume import Array, FloatArray, Mask
 from ganbert.tables import Line
 
 IMAGE_FIGURES = ("intensity_distance", "top_recall")
+REGION_KEYS = ("tracer", "reference", "method", "region", "name", "frame")
 # Bland and Altman's own rounding of the normal quantile; papers are compared in it.
 _LIMITS_SD = 1.96
 _LEVEL = 0.95
@@ -333,25 +334,30 @@ def paired_bootstrap(
     return Estimate(mean, float(low), float(high))
 
 
-def agreement_lines(regions: Sequence[Line]) -> list[Line]:
-    """Agreement of regional means over subjects, per tracer, reference, method, region and frame.
+def agreement_lines(
+    lines: Sequence[Line], *, keys: Sequence[str] = REGION_KEYS, value: str = "mean"
+) -> list[Line]:
+    """Agreement over subjects of one value of each, per group of lines with equal `keys`.
 
     Parameters
     ----------
-    regions : of regions.tsv: keys subject, tracer, reference, method, region, frame, mean_real,
-        mean_fake; sessions of one subject are averaged, as they are not independent
+    lines : with the columns subject, `keys`, and `value` followed by _fake and _real; sessions of
+        one subject are averaged, as they are not independent. Where either value is NaN the line
+        is left out, and its subject does not count
+    keys : columns that tell the groups apart; default: those of regions.tsv
+    value : what is compared
 
     Returns
     -------
-    Lines of agreement.tsv: those keys, num (subjects), and each of bias, lower_limit, upper_limit,
-    pearson and concordance with its bounds (`_low`, `_high`).
+    One line a group: `keys`, num (subjects), and each of bias, lower_limit, upper_limit, pearson
+    and concordance with its bounds (`_low`, `_high`).
     """
-    names = ("tracer", "reference", "method", "region", "frame")
     groups: dict[tuple[Any, ...], dict[str, list[tuple[float, float]]]] = {}
-    for line in regions:
-        subjects = groups.setdefault(tuple(line[name] for name in names), {})
-        pair = (line["mean_fake"], line["mean_real"])
-        subjects.setdefault(line["subject"], []).append(pair)
+    for line in lines:
+        subjects = groups.setdefault(tuple(line[name] for name in keys), {})
+        pair = (line[f"{value}_fake"], line[f"{value}_real"])
+        if all(map(math.isfinite, pair)):
+            subjects.setdefault(line["subject"], []).append(pair)
     table = []
     for key, subjects in groups.items():
         means = [np.mean(pairs, axis=0) for pairs in subjects.values()]
@@ -364,7 +370,7 @@ def agreement_lines(regions: Sequence[Line]) -> list[Line]:
             "pearson": pearson(fake, real),
             "concordance": concordance(fake, real),
         }
-        table.append({**dict(zip(names, key, strict=True)), "num": limits.num, **_flat(estimates)})
+        table.append({**dict(zip(keys, key, strict=True)), "num": limits.num, **_flat(estimates)})
     return table
 
 

@@ -148,6 +148,11 @@ def train(
     raise typer.Exit(launch(options, num_gpus=num_gpus, master_port=master_port))
 
 
+def _names(text: str | None) -> list[str] | None:
+    """Split names at commas; None where the option is absent."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
 @app.command()
 def evaluate(
     run: Run,
@@ -156,11 +161,25 @@ def evaluate(
         Literal["train", "val", "test"], typer.Option(help="Subjects to evaluate on.")
     ] = "test",
     device: Device = "auto",
+    target_regions: Annotated[
+        str | None,
+        typer.Option(help="Regions whose burden is read: A,B,...; default: the tracer's."),
+    ] = None,
+    reference_regions: Annotated[
+        str | None, typer.Option(help="Regions that it is divided by: A,B,...")
+    ] = None,
 ) -> None:
     """Compare synthesised with real PET: metrics per subject, beside two baselines."""
     import ganbert.evaluate
 
-    ganbert.evaluate.evaluate(run, data=data, split=split, device=device)
+    ganbert.evaluate.evaluate(
+        run,
+        data=data,
+        split=split,
+        device=device,
+        target_regions=_names(target_regions),
+        reference_regions=_names(reference_regions),
+    )
 
 
 @app.command()

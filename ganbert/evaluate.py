@@ -4,32 +4,38 @@ Beside the generator always stand two baselines: the mean of the training PETs, 
 of the subject, and zero. A generator that does not beat the first has learnt nothing from the MRI.
 Where the dataset has the noise-free truth (the phantom does), everything is also compared with it.
 
-RUN/evaluation holds metrics.tsv, regions.tsv and agreement.tsv (where the dataset has region
-labels), summary.tsv, summary.json and pet_fake/; it is written under another name and renamed when
-it is complete.
+RUN/evaluation holds metrics.tsv, summary.tsv, summary.json and pet_fake/; regions.tsv and
+agreement.tsv where the dataset has region labels; burden.tsv and burden_agreement.tsv where they
+have names. It is written under another name and renamed when it is complete.
 """
 
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from rich import box
+import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from ganbert import __version__
 from ganbert.agreement import IMAGE_FIGURES, agreement_lines, image_agreement
 from ganbert.atomic import replacing_folder
+from ganbert.burden import (
+    BURDEN_KEYS,
+    BurdenPlan,
+    burden_lines,
+    describe_burden,
+    plan_burden,
+    why_left_out,
+)
 from ganbert.config import ModelCard
 from ganbert.data.index import CachedImage, Index, Row, Split, file_sha256, index_path, load_index
 from ganbert.data.nifti import read_cache, write_volume
 from ganbert.data.volume import FloatArray, Mask, Volume
 from ganbert.errors import DatasetError
 from ganbert.metrics import (
-    GAIN,
     METRICS,
     head_mask,
     image_metrics,
@@ -40,16 +46,11 @@ from ganbert.metrics import (
 )
 from ganbert.predict import Predictor, load_predictor
 from ganbert.run_folder import read_description
+from ganbert.score_table import MASKS, show_burden, show_scores
 from ganbert.tables import Line, finite, write_tsv
 
+Labels = npt.NDArray[np.int32]
 METHODS = ("ganbert", "mean_of_training", "zero")
-MASKS = {"fov": "field of view", "head": "head"}
-_METHOD_NAMES = {
-    "ganbert": "ganbert",
-    "mean_of_training": "training mean",
-    "zero": "zero",
-    GAIN: "ganbert - mean",
-}
 
 
 def read_run(run: Path, data: Path | None = None) -> tuple[Path, Index, str]:
@@ -168,9 +169,12 @@ def _metric_lines(
 
 
 def _region_lines(
-    row: Row, pets: dict[str, FloatArray], references: dict[str, FloatArray], labels: FloatArray
+    row: Row,
+    pets: dict[str, FloatArray],
+    references: dict[str, FloatArray],
+    regions: Labels,
+    names: Mapping[int, str],
 ) -> Iterator[Line]:
-    regions = np.rint(labels).astype(np.int32)
     means = {name: regional_means(pet, regions) for name, pet in (pets | references).items()}
     for reference in references:
         for method in pets:
@@ -182,6 +186,7 @@ def _region_lines(
                         "method": method,
                         "reference": reference,
                         "region": region,
+                        "name": names.get(region, "n/a"),
                         "frame": frame,
                         "num_voxels": int((regions == region).sum()),
                         "mean_real": real,
@@ -190,16 +195,27 @@ def _region_lines(
                     }
 
 
+@dataclass
+class _Findings:
+    """Lines of metrics.tsv, regions.tsv and burden.tsv."""
+
+    metrics: list[Line] = field(default_factory=list)
+    regions: list[Line] = field(default_factory=list)
+    burden: list[Line] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class _Judge:
     """Evaluates one row after the other; holds what they share."""
 
-    def __init__(self, folder: Path, predictor: Predictor, training: Sequence[Row]) -> None:
-        self.folder = folder
-        self.predictor = predictor
-        self.baseline = mean_of_training(folder, training)
+    folder: Path
+    predictor: Predictor
+    baseline: FloatArray
+    names: Mapping[int, str]
+    plan: BurdenPlan | None
 
-    def judge(self, row: Row, predictions: Path) -> tuple[list[Line], list[Line]]:
-        """Return the lines of metrics.tsv and regions.tsv of one row; keep its synthesised PET."""
+    def judge(self, row: Row, predictions: Path, findings: _Findings) -> None:
+        """Add the lines of one row to the findings; keep its synthesised PET."""
         mri = read_cache(self.folder / row.mri.path)
         pet_real = read_cache(self.folder / row.pet.path, row.unit)
         pet_fake = self.predictor.predict_conformed(mri.array, row.mri.mean, row.mri.std)
@@ -215,52 +231,16 @@ class _Judge:
         head = head_mask(mri, pet_real.affine, pet_real.shape)
         masks = dict(zip(MASKS, (np.ones_like(head), head), strict=True))
         data_range = self.predictor.card.data_range
-        metrics = list(_metric_lines(row, pets, references, masks, data_range))
+        findings.metrics += _metric_lines(row, pets, references, masks, data_range)
         if row.dseg is None:
-            return metrics, []
-        labels = _read(self.folder, row.dseg)[0]
+            return
+        labels = np.rint(_read(self.folder, row.dseg)[0]).astype(np.int32)
         without_zero = {name: pet for name, pet in pets.items() if name != "zero"}
-        return metrics, list(_region_lines(row, without_zero, references, labels))
-
-
-def _cell(line: Line) -> str:
-    """Mean and half the interval, which is symmetric."""
-    decimals, half_decimals = {"psnr": (".2f", ".2f"), "ssim": (".3f", ".3f")}.get(
-        line["metric"], (".3g", ".2g")
-    )
-    mean = format(line["mean"], decimals)
-    if not math.isfinite(line["high"]):
-        return mean
-    return f"{mean} \u00b1 {line['high'] - line['mean']:{half_decimals}}"
-
-
-def _show(summary: Sequence[Line], about: Line, console: Console) -> None:
-    """Print the figures against the real PET."""
-    low, high = about["data_range"]
-    table = Table(
-        title=f"{about['tracer']}, {about['num_subjects']} {about['split']} subjects",
-        caption="Against the real PET: mean \u00b1 half the 95 % interval over subjects. "
-        f"PSNR and SSIM: data range {low:g} to {high:g} {about['unit']}, "
-        f"SSIM window {about['ssim_window']}. Difference: subject by subject.",
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-    )
-    units = {"psnr": " (dB)", "rmse": f" ({about['unit']})", "mae": f" ({about['unit']})"}
-    for heading in ("", *(m.upper() + units.get(m, "") for m in METRICS)):
-        table.add_column(heading)
-    for mask, description in MASKS.items():
-        table.add_row(description, style="italic")
-        for method, name in _METHOD_NAMES.items():
-            cells = {
-                line["metric"]: _cell(line)
-                for line in summary
-                if (line["reference"], line["mask"], line["method"]) == ("real", mask, method)
-            }
-            style = "bold" if method in ("ganbert", GAIN) else None
-            table.add_row(f" {name}", *(cells[m] for m in METRICS), style=style)
-        table.add_section()
-    console.print(table)
+        findings.regions += _region_lines(row, without_zero, references, labels, self.names)
+        if self.plan:
+            findings.burden += burden_lines(
+                _identity(row), without_zero, references, labels, self.plan
+            )
 
 
 def _about(split: str, rows: Sequence[Row], card: ModelCard, index_sha256: str) -> Line:
@@ -286,6 +266,8 @@ def evaluate(
     data: Path | None = None,
     split: Split = "test",
     device: str = "auto",
+    target_regions: Sequence[str] | None = None,
+    reference_regions: Sequence[str] | None = None,
     console: Console | None = None,
 ) -> Path:
     """Measure a run's exported generator on one split and print the summary.
@@ -296,18 +278,22 @@ def evaluate(
     data : the prepared folder, if it has moved since the training
     split : "test", "val" or "train"
     device : "auto", "cpu", "cuda", ...
-    console : where the table goes; default: standard output. Progress: standard error
+    target_regions, reference_regions : names of the regions that the burden is read in and divided
+        by; None: those of the tracer table
+    console : where the tables go; default: standard output. Progress: standard error
 
     Returns
     -------
     RUN/evaluation. metrics.tsv has one line per image, method, mask and reference ("real", or
     "truth" where the dataset has it); agreement.tsv has one over all subjects per region, frame,
-    method and reference.
+    method and reference, burden_agreement.tsv per measure (SUVR, Centiloid), method and reference.
 
     Raises
     ------
     CheckpointError
         If `run` is not a run, or has exported no generator.
+    ConfigError
+        If the segmentation lacks a region that is asked for.
     DatasetError
         If the prepared folder is gone, is not what the generator was trained on, or has no image
         to evaluate on.
@@ -322,29 +308,58 @@ def evaluate(
     card = predictor.card
     check_training(card, index_sha256)
     rows = select_rows(index, split, card)
-    judge = _Judge(folder, predictor, select_rows(index, "train", card))
+    plan = plan_burden(card.tracer, index.region_names, target_regions, reference_regions)
+    baseline = mean_of_training(folder, select_rows(index, "train", card))
+    judge = _Judge(folder, predictor, baseline, index.region_names, plan)
+    findings = _Findings()
     final = run / "evaluation"
     with replacing_folder(final) as partial:
         (partial / "pet_fake").mkdir()
-        metrics: list[Line] = []
-        regions: list[Line] = []
         for row in track(rows, description="evaluate", console=Console(stderr=True)):
-            of_images, of_regions = judge.judge(row, partial / "pet_fake")
-            metrics += of_images
-            regions += of_regions
-        summary = summarise(metrics, (*METRICS, *IMAGE_FIGURES))
-        agreement = agreement_lines(regions)
+            judge.judge(row, partial / "pet_fake", findings)
         about = _about(split, rows, card, index_sha256)
-        write_tsv(partial / "metrics.tsv", metrics)
-        write_tsv(partial / "summary.tsv", summary)
-        if regions:
-            write_tsv(partial / "regions.tsv", regions)
-            write_tsv(partial / "agreement.tsv", agreement)
-        content = {
-            **about,
-            "results": [finite(line) for line in summary],
-            "agreement": [finite(line) for line in agreement],
-        }
-        (partial / "summary.json").write_text(json.dumps(content, indent=1) + "\n")
-    _show(summary, about, console)
+        summary = summarise(findings.metrics, (*METRICS, *IMAGE_FIGURES))
+        burden = _burden(plan, findings)
+        _write(partial, findings, summary, about, burden)
+    show_scores(summary, about, console)
+    if burden:
+        show_burden(burden, burden["agreement"], console)
+    else:
+        why = "no evaluated subject has region labels" if plan else None
+        why = why or why_left_out(card.tracer, index.region_names)
+        console.print(f"No burden: {why}.", soft_wrap=True, markup=False, highlight=False)
     return final
+
+
+def _burden(plan: BurdenPlan | None, findings: _Findings) -> Line | None:
+    """What summary.json says about the burden; None if there is none."""
+    if not plan or not findings.burden:
+        return None
+    agreement = agreement_lines(findings.burden, keys=BURDEN_KEYS, value="burden")
+    return {**describe_burden(plan, findings.burden), "agreement": agreement}
+
+
+def _write(
+    folder: Path, findings: _Findings, summary: list[Line], about: Line, burden: Line | None
+) -> None:
+    agreement = agreement_lines(findings.regions)
+    tables = {
+        "metrics": findings.metrics,
+        "summary": summary,
+        "regions": findings.regions,
+        "agreement": agreement,
+        "burden": findings.burden,
+        "burden_agreement": burden["agreement"] if burden else [],
+    }
+    for name, lines in tables.items():
+        if lines:
+            write_tsv(folder / f"{name}.tsv", lines)
+    if burden:
+        burden = burden | {"agreement": [finite(line) for line in burden["agreement"]]}
+    content = {
+        **about,
+        "results": [finite(line) for line in summary],
+        "agreement": [finite(line) for line in agreement],
+        "burden": burden,
+    }
+    (folder / "summary.json").write_text(json.dumps(content, indent=1) + "\n")

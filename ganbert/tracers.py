@@ -26,6 +26,22 @@ class CentiloidScale:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BurdenRegions:
+    """Where a tracer's burden is read, in the names of one segmentation.
+
+    Attributes
+    ----------
+    target : names of the regions that make the composite; all their voxels count alike
+    reference : names of the regions that the composite is divided by
+    source : whose composite it is, or comes near
+    """
+
+    target: tuple[str, ...]
+    reference: tuple[str, ...]
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tracer:
     """What the software must know about a PET tracer.
 
@@ -39,6 +55,7 @@ class Tracer:
     target : what its uptake shows
     reference_region : region whose mean uptake is 1 SUVR
     data_range_suvr : (low, high), SUVR; the declared range of PSNR and SSIM for images in SUVR
+    burden : regions of its composite, by segmentation; the first whose names are all there is taken
     centiloid : from SUVR to the Centiloid scale; None: no amyloid tracer, or no published line
     """
 
@@ -50,9 +67,30 @@ class Tracer:
     target: str
     reference_region: str
     data_range_suvr: tuple[float, float]
+    burden: tuple[BurdenRegions, ...] = ()
     centiloid: CentiloidScale | None = None
 
 
+def _cortical(*names: str) -> tuple[str, ...]:
+    """Names that FreeSurfer gives a region of the Desikan-Killiany atlas, left and right."""
+    return tuple(f"ctx-{side}-{name}" for name in names for side in ("lh", "rh"))
+
+
+def _sides(*names: str) -> tuple[str, ...]:
+    """Names that FreeSurfer gives a structure under the cortex, left and right."""
+    return tuple(f"{side}-{name}" for name in names for side in ("Left", "Right"))
+
+
+# FreeSurfer's and FastSurfer's aparc+aseg. frontalpole, temporalpole and bankssts are never asked
+# for: FastSurfer (DKT atlas) has none of them.
+_AMYLOID_CORTEX = _cortical(
+    *("caudalmiddlefrontal", "lateralorbitofrontal", "medialorbitofrontal", "parsopercularis"),
+    *("parsorbitalis", "parstriangularis", "rostralmiddlefrontal", "superiorfrontal"),
+    *("caudalanteriorcingulate", "rostralanteriorcingulate"),
+    *("isthmuscingulate", "posteriorcingulate", "precuneus"),
+    *("inferiorparietal", "superiorparietal", "supramarginal"),
+    *("middletemporal", "superiortemporal"),
+)
 _F18_HALF_LIFE_S = 6586.2
 
 TRACERS: dict[str, Tracer] = {
@@ -67,6 +105,21 @@ TRACERS: dict[str, Tracer] = {
             target="amyloid",
             reference_region="whole cerebellum",
             data_range_suvr=(0.0, 3.0),
+            burden=(
+                BurdenRegions(
+                    target=(
+                        *("frontal", "anterior_cingulate", "precuneus_posterior_cingulate"),
+                        *("lateral_parietal", "lateral_temporal"),
+                    ),
+                    reference=("cerebellar_grey_matter", "cerebellar_white_matter"),
+                    source="names of the phantom; the composite of Landau et al. 2012",
+                ),
+                BurdenRegions(
+                    target=_AMYLOID_CORTEX,
+                    reference=_sides("Cerebellum-Cortex", "Cerebellum-White-Matter"),
+                    source="Landau et al. 2012, Ann Neurol 72(4), without the frontal pole",
+                ),
+            ),
             centiloid=CentiloidScale(
                 slope=183.07,
                 intercept=-177.26,
@@ -83,6 +136,22 @@ TRACERS: dict[str, Tracer] = {
             reference_region="cerebellar grey matter",
             # Loewy25/MRI2PET, the public code that evaluates flortaucipir most carefully.
             data_range_suvr=(0.0, 3.5),
+            burden=(
+                BurdenRegions(
+                    target=("medial_temporal", "lateral_temporal"),
+                    reference=("cerebellar_grey_matter",),
+                    source="names of the phantom; near the meta-region of Jack et al. 2017",
+                ),
+                BurdenRegions(
+                    target=(
+                        *_sides("Amygdala"),
+                        *_cortical("entorhinal", "parahippocampal", "fusiform"),
+                        *_cortical("inferiortemporal", "middletemporal"),
+                    ),
+                    reference=_sides("Cerebellum-Cortex"),
+                    source="Jack et al. 2017, Alzheimers Dement 13(3), temporal meta-region",
+                ),
+            ),
         ),
         Tracer(
             name="FDG",
@@ -93,6 +162,25 @@ TRACERS: dict[str, Tracer] = {
             target="glucose metabolism",
             reference_region="pons",
             data_range_suvr=(0.0, 3.0),
+            burden=(
+                BurdenRegions(
+                    target=(
+                        *("precuneus_posterior_cingulate", "lateral_parietal"),
+                        "lateral_temporal",
+                    ),
+                    reference=("pons",),
+                    source="names of the phantom; near the meta-regions of Landau et al. 2011",
+                ),
+                # aseg alone has no pons: it is one of FreeSurfer's substructures of the brainstem.
+                BurdenRegions(
+                    target=_cortical(
+                        *("inferiorparietal", "isthmuscingulate", "posteriorcingulate"),
+                        "inferiortemporal",
+                    ),
+                    reference=("Pons",),
+                    source="near the meta-regions of Landau et al. 2011, Neurobiol Aging 32(7)",
+                ),
+            ),
         ),
     )
 }

@@ -5,7 +5,7 @@ tables together make one, a contradiction is an error, and a segmentation withou
 with the table of the others.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ganbert.errors import DatasetError
@@ -13,6 +13,7 @@ from ganbert.tables import read_tsv
 
 _COLUMNS = ("index", "name")
 _UNKNOWN = ("", "n/a")
+_MAX_NAMES = 12
 
 
 def read_region_names(file: Path) -> dict[int, str]:
@@ -95,3 +96,13 @@ def merge_region_names(files: Iterable[Path]) -> dict[int, str]:
                 )
             first.setdefault(index, file)
     return dict(sorted(merged.items()))
+
+
+def name_regions(names: Sequence[str]) -> str:
+    """List names for people; of very many, the first.
+
+    >>> name_regions(["pons", "insula"])
+    'pons, insula'
+    """
+    text = ", ".join(names[:_MAX_NAMES])
+    return text if len(names) <= _MAX_NAMES else f"{text} and {len(names) - _MAX_NAMES} more"

@@ -192,7 +192,8 @@ def test_the_bootstrap_of_one_difference_or_one_subject() -> None:
 
 
 def line(subject: str, fake: float, real: float, **changes: object) -> dict[str, object]:
-    keys = {"tracer": "FDG", "reference": "real", "method": "ganbert", "region": 1, "frame": 0}
+    keys = {"tracer": "FDG", "reference": "real", "method": "ganbert", "region": 1,
+            "name": "pons", "frame": 0}  # fmt: skip
     return {"subject": subject, **keys, "mean_fake": fake, "mean_real": real} | changes
 
 
@@ -207,6 +208,27 @@ def test_lines_average_sessions_and_keep_regions_apart() -> None:
     assert first["concordance_low"] == pytest.approx(concordance(FAKE, REAL).low)
     assert (second["region"], second["num"], second["bias"]) == (2, 1, 2.0)
     assert math.isnan(second["upper_limit"])
+
+
+def test_a_line_without_a_value_leaves_its_subject_out() -> None:
+    lines = [line(name, fake, real) for name, fake, real in zip("abcd", FAKE, REAL, strict=True)]
+    whole = agreement_lines(lines)[0]
+    assert whole["num"] == 4
+    gap = [*lines, line("e", math.nan, 3.0), line("f", 3.0, math.nan)]
+    assert agreement_lines(gap) == [whole]
+    nothing = agreement_lines([line("a", math.nan, 3.0)])[0]
+    assert nothing["num"] == 0
+    assert math.isnan(nothing["bias"])
+
+
+def test_groups_and_values_may_be_others() -> None:
+    lines = [
+        {"subject": name, "measure": "suvr", "burden_fake": fake, "burden_real": real}
+        for name, fake, real in zip("abcd", FAKE, REAL, strict=True)
+    ]
+    (found,) = agreement_lines(lines, keys=("measure",), value="burden")
+    assert (found["measure"], found["num"]) == ("suvr", 4)
+    assert found["pearson"] == pytest.approx(pearson(FAKE, REAL).value)
 
 
 def test_a_subject_without_a_value_does_not_hide_the_others() -> None:

@@ -16,7 +16,7 @@ from ganbert.data.layouts import LAYOUTS
 
 OPTIONS = {
     "doctor": set(),
-    "evaluate": {"run", "--data", "--split", "--device"},
+    "evaluate": {"run", "--data", "--split", "--device", "--target-regions", "--reference-regions"},
     "infer": {
         "bids_dir",
         "out_dir",

@@ -24,7 +24,14 @@ from ganbert.data.index import (
 )
 from ganbert.data.nifti import read_cache, read_volume, write_cache
 from ganbert.data.volume import FloatArray, Volume
-from ganbert.errors import CheckpointError, DatasetError, GanbertError, ImageError, OutputError
+from ganbert.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    GanbertError,
+    ImageError,
+    OutputError,
+)
 from ganbert.evaluate import evaluate, mean_of_training
 from ganbert.predict import load_predictor
 from ganbert.run_folder import CARD_NAME
@@ -33,6 +40,7 @@ from tests.synthetic_run import describe
 QUIET = Console(file=io.StringIO())
 CENTRE = (3.0, -10.0, 5.0)
 MRI_AFFINE, PET_AFFINE = grid_affine(CENTRE, TINY_MRI_GRID), grid_affine(CENTRE, TINY_PET_GRID)
+NAMES = {1: "target", 2: "reference", 3: "nowhere"}
 SPLITS = {"a": "train", "b": "train", "c": "train", "d": "val", "e": "test", "f": "test"}
 
 
@@ -100,6 +108,7 @@ def run(tmp_path: Path, tiny_export: Path) -> Path:
         intensity_ratio={"AV45": 0.01},
         rows=tuple(make_row(prepared, subject, split) for subject, split in SPLITS.items()),
         versions={},
+        region_names=NAMES,
     )
     save_index(index, prepared)
     shutil.copytree(tiny_export, tmp_path / "run" / "export")
@@ -212,6 +221,81 @@ def test_agreement_is_over_subjects_per_region_frame_and_method(run: Path) -> No
     assert len(content["agreement"]) == len(lines)
     assert content["agreement"][0]["pearson"] is None
     assert {"intensity_distance", "top_recall"} <= {x["metric"] for x in content["results"]}
+
+
+def test_regions_carry_their_names(run: Path) -> None:
+    prepared = run.parent / "data"
+    index = load_index(prepared)
+    save_index(index.model_copy(update={"region_names": {1: "target"}}), prepared)
+    write_run(run, prepared)
+    folder = evaluate(run, console=QUIET)
+    for table in ("regions.tsv", "agreement.tsv"):
+        pairs = {(x["region"], x["name"]) for x in read_tsv(folder / table)}
+        assert pairs == {("1", "target"), ("2", "n/a")}
+
+
+def ask_for(run: Path, target: str, reference: str, console: Console = QUIET) -> Path:
+    return evaluate(run, target_regions=[target], reference_regions=[reference], console=console)
+
+
+def test_the_burden_is_in_the_last_frame_and_divided_by_each_own_reference(run: Path) -> None:
+    folder = ask_for(run, "target", "reference")
+    lines = read_tsv(folder / "burden.tsv")
+    assert len(lines) == 2 * 2 * 2 * 2  # subjects, references, methods, measures
+    prepared = run.parent / "data"
+    rows = load_index(prepared).rows
+    images = (read_cached(prepared, rows[4].pet), mean_of_training(prepared, rows[:3]))
+    real, baseline = (p[1, 4:6, 4:6, 4:6].mean() / p[1, 6:8, 4:6, 4:6].mean() for p in images)
+    line = only(lines, subject="e", method="mean_of_training", reference="real", measure="suvr")
+    assert float(line["burden_real"]) == pytest.approx(real, rel=1e-4)
+    assert float(line["burden_fake"]) == pytest.approx(baseline, rel=1e-4)
+    assert (line["frame"], line["num_target_voxels"]) == ("1", "8")
+    scaled = only(lines, subject="e", method="mean_of_training", reference="real",
+                  measure="centiloid")  # fmt: skip
+    assert float(scaled["burden_real"]) == pytest.approx(183.07 * real - 177.26, rel=1e-3)
+    # Of two subjects the bias is the mean of both.
+    agreement = read_tsv(folder / "burden_agreement.tsv")
+    keys = {"method": "mean_of_training", "reference": "real", "measure": "suvr"}
+    biases = [float(only(lines, subject=s, **keys)["bias"]) for s in "ef"]
+    of_both = only(agreement, **keys)
+    assert float(of_both["bias"]) == pytest.approx(np.mean(biases), rel=1e-3)
+    burden = json.loads((folder / "summary.json").read_text())["burden"]
+    assert burden["target_regions"] == ["target"]
+    assert len(burden["agreement"]) == len(agreement) == 8
+
+
+def test_the_tables_fit_80_columns_and_name_the_source(run: Path) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    ask_for(run, "target", "reference", console)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\u2026" not in text
+    words = " ".join(text.split())
+    for part in ("Wasserstein-1 (SUVR)", "recall of top 1 %", "SUVR of target over reference",
+                 "frame 2 (the last)", "Navitsky et al. 2018", "an approximation"):  # fmt: skip
+        assert part in words
+
+
+def test_without_known_regions_the_burden_is_left_out_in_one_line(run: Path) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    folder = evaluate(run, console=console)
+    (line,) = [x for x in console.file.getvalue().splitlines() if "No burden" in x]
+    assert "--target-regions" in line
+    assert not list(folder.glob("burden*"))
+    assert json.loads((folder / "summary.json").read_text())["burden"] is None
+
+
+def test_a_region_that_no_subject_has_leaves_gaps(run: Path) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    lines = read_tsv(ask_for(run, "nowhere", "reference", console) / "burden.tsv")
+    assert {x["burden_real"] for x in lines} == {"n/a"}
+    assert "0 of 2 subjects" in " ".join(console.file.getvalue().split())
+
+
+def test_an_unknown_region_is_refused_before_any_work(run: Path) -> None:
+    with pytest.raises(ConfigError, match="'targt'; did you mean target"):
+        ask_for(run, "targt", "reference")
+    assert not (run / "evaluation").exists()
 
 
 def test_the_summary_states_range_interval_and_paired_gain(run: Path) -> None:

@@ -28,7 +28,7 @@ FLOORS = (
         "telemetry",
         "token_bands",
     },
-    {"engines", "checkpoint", "runs", "predict", "derivatives", "report"},
+    {"engines", "checkpoint", "runs", "predict", "derivatives", "report", "burden", "score_table"},
     {"steps"},
     {
         "train",

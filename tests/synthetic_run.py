@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from ganbert.agreement import agreement_lines
 from ganbert.config import Grid
 from ganbert.data.index import SCHEMA_VERSION, CachedImage, Index, Row, file_sha256, save_index
 from ganbert.data.nifti import write_cache, write_volume
 from ganbert.data.volume import Affine, FloatArray, Volume
 from ganbert.metrics import summarise
+from ganbert.tables import finite, write_tsv
 
 MRI_GRID = Grid(shape=(32, 32, 32), spacing_mm=(8.0, 8.0, 8.0))
 # Another spacing along each axis: a picture that forgets the spacing is seen.
@@ -22,7 +24,7 @@ PET_GRID = Grid(shape=(23, 15, 19), spacing_mm=(8.0, 10.0, 8.0))
 FRAME_START_S, FRAME_DURATION_S = (3000.0, 3300.0), (300.0, 300.0)
 HOT_SPOT_MM = (-32.0, 40.0, 30.0)
 COLUMNS = "subject session tracer method mask reference data_range_low data_range_high " \
-          "psnr ssim rmse mae".split()  # fmt: skip
+          "psnr ssim rmse mae intensity_distance top_recall".split()  # fmt: skip
 LOSSES = ("loss_l1", "loss_nsp_generator", "loss_mlm_generator", "loss_nsp_discriminator",
           "loss_mlm_discriminator")  # fmt: skip
 
@@ -125,13 +127,43 @@ def write_evaluation(run: Path, index: Index, gain_db: float) -> None:
             for method, psnr in (("ganbert", 24 + k + gain_db), ("mean_of_training", 24 + 1.1 * k),
                                  ("zero", 9.0)):  # fmt: skip
                 lines.append([row.subject, "n/a", "FDG", method, mask, "real", 0, 3,
-                              psnr, psnr / 40, 3 / 10 ** (psnr / 20), 0.05])  # fmt: skip
+                              psnr, psnr / 40, 3 / 10 ** (psnr / 20), 0.05,
+                              0.025, psnr / 50])  # fmt: skip
     table = [COLUMNS, *lines]
     text = "\n".join("\t".join(str(value) for value in line) for line in table)
-    results = summarise([dict(zip(COLUMNS, line, strict=True)) for line in lines])
+    results = summarise([dict(zip(COLUMNS, line, strict=True)) for line in lines], COLUMNS[8:])
     about = {"split": "test", "unit": "SUVR", "data_range": [0, 3], "results": results}
+    about |= write_burden(run, [row.subject for row in index.rows])
     (run / "evaluation" / "summary.json").write_text(json.dumps(about))
     (run / "evaluation" / "metrics.tsv").write_text(text + "\n")
+
+
+def write_burden(run: Path, subjects: list[str]) -> dict[str, Any]:
+    """Write burden.tsv: 10, 20, ... CL, GANBERT 5 CL less; return what summary.json says of it."""
+    lines = [
+        {"subject": name, "tracer": "AV45", "method": method, "reference": "real",
+         "measure": measure, "burden_real": real * scale, "burden_fake": fake * scale}
+        for measure, scale in (("suvr", 0.01), ("centiloid", 1.0))
+        for k, name in enumerate(subjects)
+        for real in (10.0 * (k + 1),)
+        for method, fake in (("ganbert", real - 5), ("mean_of_training", 20.0))
+    ]  # fmt: skip
+    write_tsv(run / "evaluation" / "burden.tsv", lines)
+    keys = ("tracer", "reference", "method", "measure")
+    burden = {
+        "target_regions": ["frontal"], "reference_regions": ["pons"], "regions_source": "a test",
+        "frame": 1, "num_subjects": len(subjects), "centiloid_source": "Nobody et al. 1999",
+        "agreement": [finite(x) for x in agreement_lines(lines, keys=keys, value="burden")],
+    }  # fmt: skip
+    regions = [
+        {"subject": name, "tracer": "AV45", "method": "ganbert", "reference": "real",
+         "region": region, "name": title, "frame": frame,
+         "mean_fake": k + region + frame, "mean_real": float(k)}
+        for region, title in ((1, "frontal"), (2, "n/a"))
+        for k, name in enumerate(subjects)
+        for frame in (0, 1)
+    ]  # fmt: skip
+    return {"agreement": [finite(x) for x in agreement_lines(regions)], "burden": burden}
 
 
 def make_run(

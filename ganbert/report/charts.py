@@ -300,6 +300,36 @@ def draw_by_subject(
         return _to_svg(figure, key)
 
 
+def draw_bland_altman(
+    means: Array, differences: Array, limits: tuple[float, float, float], unit: str, *, key: str
+) -> Markup:
+    """Draw the difference of each subject over the mean of both methods, with bias and limits.
+
+    Parameters
+    ----------
+    means, differences : (N,) of synthesised and real value; synthesised - real; in `unit`
+    limits : lower limit, bias, upper limit, in `unit`; NaN ones are not drawn
+
+    Source
+    ------
+    Bland and Altman 1986, Lancet 327, Fig. 2.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _new_chart(f"synthesised \u2212 real, {unit}")
+        axes.axhline(0, color=GRID, linewidth=1.2)
+        names = ("limits of agreement", "bias", "")
+        styles = ((0, (4, 3)), "-", (0, (4, 3)))
+        for value, name, style in zip(limits, names, styles, strict=True):
+            if np.isfinite(value):
+                color = THIRD if name == "bias" else SECOND
+                axes.axhline(value, color=color, linestyle=style, label=name or None)
+        axes.plot(means, differences, "o", color=FIRST, label="subject", markersize=5)
+        axes.set_xlabel(f"mean of synthesised and real, {unit}")
+        axes.margins(x=0.08, y=0.12)
+        _add_legend(figure)
+        return _to_svg(figure, key)
+
+
 def _new_chart(unit: str, size: tuple[float, float] = CHART_INCHES) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ganbert import __version__
 from ganbert.atomic import write_text
 from ganbert.errors import GanbertError
+from ganbert.report.agreement import read_subjects
 from ganbert.report.charts import draw_training
 from ganbert.report.pictures import Pictures, draw_pictures, draw_subjects
 from ganbert.report.run import (
@@ -69,7 +70,7 @@ def write_report(run: Path, *, data: Path | None = None) -> Path:
     CheckpointError
         If `run` is not a run folder, or its settings or log are torn.
     DatasetError
-        If `metrics.tsv` or `summary.json` is torn.
+        If `metrics.tsv`, `burden.tsv` or `summary.json` is torn.
     OutputError
         If the page cannot be written.
     """
@@ -103,6 +104,7 @@ def _render(run: Path, data: Path | None) -> str:
         tables=make_tables(summary),
         by_subject=draw_subjects(headline, unit),
         subjects=subjects,
+        agreement=read_subjects(run, unit),
         pictures=pictures,
         missing=missing,
         charts=draw_training(log.steps, log.columns),

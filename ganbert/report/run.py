@@ -212,7 +212,7 @@ def read_summary(run: Path) -> Summary | None:
         scores = tuple(_score(line) for line in content["results"])
         return Summary(str(content["split"]), str(content["unit"]), (low, high), scores)
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise _not_of_evaluate(file, error) from error
+        raise not_of_evaluate(file, error) from error
 
 
 def _score(line: dict[str, Any]) -> Score:
@@ -225,7 +225,8 @@ def _score(line: dict[str, Any]) -> Score:
     return Score(**{name: str(line[name]) for name in names}, interval=interval)
 
 
-def _not_of_evaluate(file: Path, error: Exception) -> DatasetError:
+def not_of_evaluate(file: Path, error: Exception) -> DatasetError:
+    """Return the error that says that a file is torn."""
     return DatasetError(
         file,
         expected="what `ganbert evaluate` writes",
@@ -250,7 +251,7 @@ def read_metrics(run: Path) -> list[MetricRow]:
     try:
         return [_metric_row(line) for line in lines]
     except (KeyError, ValueError, TypeError) as error:
-        raise _not_of_evaluate(file, error) from error
+        raise not_of_evaluate(file, error) from error
 
 
 def _metric_row(line: dict[str, str]) -> MetricRow:

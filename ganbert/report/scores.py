@@ -27,6 +27,8 @@ METRIC_HEADS = {
     "ssim": ("SSIM", 3, False, 1),
     "rmse": ("RMSE", 4, True, -1),
     "mae": ("MAE", 4, True, -1),
+    "intensity_distance": ("Wasserstein-1", 4, True, -1),
+    "top_recall": ("Recall of top 1 %", 3, False, 1),
 }
 
 
@@ -211,11 +213,13 @@ def _make_table(scores: list[Score], summary: Summary) -> Table:
     low, high = summary.data_range
     values = {(score.method, score.metric): score.interval for score in scores}
     methods = sorted({score.method for score in scores} - {GAIN}, key=_method_order)
-    best = {m: _best(methods, {k: values[k, m] for k in methods}, m) for m in METRIC_HEADS}
+    # Runs from before a metric was computed do not have it.
+    known = [m for m in METRIC_HEADS if all((k, m) in values for k in methods)]
+    best = {m: _best(methods, {k: values[k, m] for k in methods}, m) for m in known}
     cells = {
         method: [
             Cell(*_split_interval(values[method, m], METRIC_HEADS[m][1]), best[m] == method)
-            for m in METRIC_HEADS
+            for m in known
         ]
         for method in methods
     }
@@ -226,7 +230,7 @@ def _make_table(scores: list[Score], summary: Summary) -> Table:
         tracer=first.tracer,
         data_range=f"{low:g} to {high:g} {summary.unit}",
         subjects=name_subjects(first.interval.num, summary.split),
-        heads=[name_metric(metric, summary.unit) for metric in METRIC_HEADS],
+        heads=[name_metric(metric, summary.unit) for metric in known],
         rows=[(METHOD_NAMES.get(method, method), line) for method, line in cells.items()],
     )
 

@@ -253,6 +253,76 @@ def test_page_has_every_part(page: str) -> None:
     assert "Missing:" not in page
 
 
+def section(page: str, heading: str) -> str:
+    """Text of one section, its charts left out."""
+    found = re.search(rf"<section>\s*<h2>{heading}</h2>.*?</section>", page, re.DOTALL)
+    assert found
+    return re.sub(r"<svg.*?</svg>", "", found[0], flags=re.DOTALL)
+
+
+def test_page_shows_distance_and_recall(page: str) -> None:
+    text = section(page, "Numbers")
+    assert "Wasserstein-1, SUVR" in text
+    assert "Recall of top 1 %" in text
+
+
+def test_page_shows_the_burden_and_its_source(page: str) -> None:
+    text = section(page, "Regions and burden")
+    # GANBERT reads 5 CL too little in every subject: the limits are the bias.
+    for part in ("GANBERT, Centiloid (CL)", "\u22125.0", "\u22125.0 to \u22125.0",
+                 "SUVR of frontal over pons", "in frame 2 (the last", "4 of 4 subjects",
+                 "by the line of Nobody et al. 1999", "approximation"):  # fmt: skip
+        assert part in text
+    assert 'aria-label="Bland-Altman plot of the Centiloid burden, GANBERT against the real PET, ' \
+           '4 subjects: bias \u22125.0 CL' in text  # fmt: skip
+    assert "synthesised \u2212 real, CL" in page
+    assert "mean of synthesised and real, CL" in page
+
+
+def test_regions_are_of_the_last_frame_and_named_where_known(page: str) -> None:
+    text = section(page, "Regions and burden")
+    rows = re.findall(r'<th scope="row">([^<]*)</th><td data-head="Bias, SUVR"><span>([^<]*)', text)
+    assert rows == [("frontal", "+2.000"), ("region 2", "+3.000")]
+
+
+def test_a_run_from_before_these_figures_still_has_a_report(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    file = run / "evaluation" / "summary.json"
+    content = json.loads(file.read_text())
+    del content["agreement"], content["burden"]
+    new = ("intensity_distance", "top_recall")
+    content["results"] = [line for line in content["results"] if line["metric"] not in new]
+    file.write_text(json.dumps(content))
+    (run / "evaluation" / "burden.tsv").unlink()
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "GANBERT beats the mean" in page
+    for part in ("Wasserstein", "Recall", "Regions and burden"):
+        assert part not in page
+
+
+def test_a_torn_burden_is_an_error(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (run / "evaluation" / "burden.tsv").write_text("subject\n01\n")
+    with pytest.raises(DatasetError, match=r"burden\.tsv: .*ganbert evaluate"):
+        write_report(run)
+    file = run / "evaluation" / "summary.json"
+    content = json.loads(file.read_text())
+    del content["burden"]["agreement"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=r"summary\.json: .*ganbert evaluate"):
+        write_report(run)
+
+
+def test_a_subject_without_a_burden_is_not_drawn(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    file = run / "evaluation" / "burden.tsv"
+    lines = [x.split("\t") for x in file.read_text().splitlines()]
+    for fields in lines[1:]:
+        fields[-1] = "n/a" if fields[0] == "01" else fields[-1]
+    file.write_text("\n".join("\t".join(x) for x in lines) + "\n")
+    assert "against the real PET, 3 subjects" in write_report(run).read_text(encoding="utf-8")
+
+
 def test_page_is_self_contained(page: str) -> None:
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert not re.search(r"url\((?!#)", page)

@@ -21,6 +21,7 @@ from ganbert.tracers import get_tracer
 
 BURDEN_KEYS = ("tracer", "reference", "method", "measure")
 TARGET_OPTION, REFERENCE_OPTION = "--target-regions", "--reference-regions"
+_ASKED_FOR = "as asked for"
 Labels = npt.NDArray[np.integer]
 
 
@@ -103,7 +104,7 @@ def plan_burden(
         reference=chosen_reference,
         target_labels=labels(chosen_target),
         reference_labels=labels(chosen_reference),
-        source=fitting[0].source if target is None and reference is None else "as asked for",
+        source=fitting[0].source if target is None and reference is None else _ASKED_FOR,
     )
 
 
@@ -220,4 +221,20 @@ def describe_burden(plan: BurdenPlan, lines: Sequence[Line]) -> Line:
         "frame": lines[0]["frame"],
         "num_subjects": len({line["subject"] for line in lines}),
         "centiloid_source": scale.source if scale else None,
+        "centiloid_note": _centiloid_note(plan),
     }
+
+
+def _centiloid_note(plan: BurdenPlan) -> str:
+    """Whose line it is and how far it holds; empty without one."""
+    row = get_tracer(plan.tracer)
+    if row.centiloid is None:
+        return ""
+    note = (
+        f"Centiloid: line of {row.centiloid.source}; outside of that pipeline, as here, an "
+        "approximation"
+    )
+    if plan.source == _ASKED_FOR:
+        # A slope to another reference region is another slope.
+        note += f", and none unless what was asked for is cortex over {row.reference_region}"
+    return f"{note}."

@@ -123,11 +123,8 @@ def show_burden(about: Line, agreement: Sequence[Line], console: Console) -> Non
         "Bias: synthesised - real, \u00b1 half its 95 % interval; limits: \u00b1 1.96 SD around "
         "it; Lin: concordance, with its 95 % interval."
     )
-    if about["centiloid_source"]:
-        caption += (
-            f" Centiloid: line of {about['centiloid_source']}; outside of that pipeline, as here, "
-            "an approximation."
-        )
+    if about["centiloid_note"]:
+        caption += f" {about['centiloid_note']}"
     table = _new_table("Burden", ("", "bias", "limits", "Pearson", "Lin"))
     for measure, (name, decimals) in _MEASURES.items():
         of_measure = [line for line in shown if line["measure"] == measure]

@@ -152,7 +152,8 @@ def write_burden(run: Path, subjects: list[str]) -> dict[str, Any]:
     keys = ("tracer", "reference", "method", "measure")
     burden = {
         "target_regions": ["frontal"], "reference_regions": ["pons"], "regions_source": "a test",
-        "frame": 1, "num_subjects": len(subjects), "centiloid_source": "Nobody et al. 1999",
+        "frame": 1, "num_subjects": len(subjects), "centiloid_source": "Nobody",
+        "centiloid_note": "Centiloid: line of Nobody et al. 1999; here an approximation.",
         "agreement": [finite(x) for x in agreement_lines(lines, keys=keys, value="burden")],
     }  # fmt: skip
     regions = [

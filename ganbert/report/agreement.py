@@ -134,12 +134,7 @@ def _about(burden: dict[str, Any], lines: Sequence[AgreementLine]) -> tuple[str,
         f"{int(burden['frame']) + 1} (the last, late uptake); {num} of {burden['num_subjects']} "
         f"subjects have one. Regions: {burden['regions_source']}."
     )
-    source = burden["centiloid_source"]
-    centiloid = (
-        f"Centiloid (CL) by the line of {source}. Outside of that pipeline, as here, it is an "
-        "approximation."
-    )
-    return about, centiloid if source else ""
+    return about, str(burden["centiloid_note"])
 
 
 def _figures(line: AgreementLine, decimals: int) -> list[tuple[str, str]]:

@@ -157,6 +157,13 @@ def test_lines_compare_suvr_and_centiloid() -> None:
     assert set(BURDEN_KEYS) <= suvr.keys()
     about = describe_burden(chosen, lines)
     assert about["centiloid_source"].startswith("Navitsky")
+    # With regions of the user's own it holds even less far.
+    assert about["centiloid_note"].endswith(
+        "unless what was asked for is cortex over whole cerebellum."
+    )
+    of_table = plan_burden("AV45", PHANTOM)
+    assert of_table is not None
+    assert describe_burden(of_table, lines)["centiloid_note"].endswith("an approximation.")
     assert (about["num_subjects"], about["frame"]) == (1, 1)
 
 
@@ -165,4 +172,5 @@ def test_a_tracer_without_a_scale_has_suvr_alone() -> None:
     images = {"ganbert": pet(2, 4, 9, 2, 2, 0)}
     lines = list(burden_lines({"subject": "01"}, images, images, LABELS, chosen))
     assert [line["measure"] for line in lines] == ["suvr"]
-    assert describe_burden(chosen, lines)["centiloid_source"] is None
+    about = describe_burden(chosen, lines)
+    assert (about["centiloid_source"], about["centiloid_note"]) == (None, "")

@@ -271,7 +271,7 @@ def test_page_shows_the_burden_and_its_source(page: str) -> None:
     # GANBERT reads 5 CL too little in every subject: the limits are the bias.
     for part in ("GANBERT, Centiloid (CL)", "\u22125.0", "\u22125.0 to \u22125.0",
                  "SUVR of frontal over pons", "in frame 2 (the last", "4 of 4 subjects",
-                 "by the line of Nobody et al. 1999", "approximation"):  # fmt: skip
+                 "line of Nobody et al. 1999", "approximation"):  # fmt: skip
         assert part in text
     assert 'aria-label="Bland-Altman plot of the Centiloid burden, GANBERT against the real PET, ' \
            '4 subjects: bias \u22125.0 CL' in text  # fmt: skip

@@ -134,7 +134,7 @@ def why_left_out(tracer: str, region_names: Mapping[int, str]) -> str:
     """Say in one line why `plan_burden` found nothing."""
     row = get_tracer(tracer)
     if not region_names:
-        return "the prepared folder has no names of regions (no _dseg.tsv, or prepared before)"
+        return "the prepared folder has no names of regions (no _dseg.tsv, or an earlier version)"
     if not row.burden:
         return f"the tracer table names no regions for {tracer}"
     wanted = name_regions((*row.burden[0].target, *row.burden[0].reference))

@@ -57,6 +57,22 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "demo",
         {_RATIO: 3.0, "losses.nsp": 0, _GRADIENT: "chord", LEARNING_RATE: 1e-3},
     ),
+    "chord_mlm_fast_10": (
+        "demo",
+        {_RATIO: 10.0, "losses.nsp": 0, _GRADIENT: "chord", LEARNING_RATE: 1e-3},
+    ),
+    "chord_mostly_mlm_fast_3": (
+        "demo",
+        {
+            _RATIO: 3.0,
+            "losses.nsp": 1,
+            "losses.mlm": 10,
+            "losses.reweight": True,
+            _NOISE: 0.5,
+            _GRADIENT: "chord",
+            LEARNING_RATE: 1e-3,
+        },
+    ),
     "interpolated_3": ("demo", {_RATIO: 3.0, _GRADIENT: "interpolated"}),
     "r1_3": ("demo", {_RATIO: 3.0, "losses.r1": 10.0, "losses.r1_sigma": 0.5}),
     "smooth_3": ("demo", {_RATIO: 3.0, "losses.label_smoothing": 0.1}),

@@ -1,4 +1,4 @@
-"""What tames the adversary: variants of the demo's recipe beside L1 alone, on validation subjects.
+"""What tames the adversary: variants of ganbert_literal beside L1 alone, on validation subjects.
 
     python benchmarks/taming.py WORK --variants ratio_0.1 noise --seeds 1
 
@@ -30,39 +30,40 @@ _RATIO = "losses.max_adversarial_ratio"
 _NOISE = "discriminator.value_noise"
 _GRADIENT = "discriminator.gradient"
 _DROPOUT = "discriminator.dropout"
+_CNN = {"discriminator.kind": "bert_patchgan", "discriminator.patch_channels": [16, 32, 64]}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "l1": ("l1", {}),
     "pix2pix": ("pix2pix", {}),
     "literal": ("ganbert_literal", {}),
-    "ratio_0.1": ("demo", {_RATIO: 0.1}),
-    "ratio_0.3": ("demo", {_RATIO: 0.3}),
-    "ratio_1": ("demo", {_RATIO: 1.0}),
-    "ratio_3": ("demo", {_RATIO: 3.0}),
-    "ratio_10": ("demo", {_RATIO: 10.0}),
-    "mlm_only_0.1": ("demo", {_RATIO: 0.1, "losses.nsp": 0}),
-    "mlm_only_0.3": ("demo", {_RATIO: 0.3, "losses.nsp": 0}),
-    "mlm_only_3": ("demo", {_RATIO: 3.0, "losses.nsp": 0}),
-    "mlm_only_fast_3": ("demo", {_RATIO: 3.0, "losses.nsp": 0, LEARNING_RATE: 1e-3}),
-    "mlm_only_fast": ("demo", {_RATIO: None, "losses.nsp": 0, LEARNING_RATE: 1e-3}),
-    "fast_3": ("demo", {_RATIO: 3.0, LEARNING_RATE: 1e-3}),
-    "noise_3": ("demo", {_RATIO: 3.0, _NOISE: 0.5}),
-    "chord_3": ("demo", {_RATIO: 3.0, _GRADIENT: "chord"}),
-    "chord_noise_1": ("demo", {_RATIO: 1.0, _NOISE: 0.5, _GRADIENT: "chord"}),
-    "chord_noise_3": ("demo", {_RATIO: 3.0, _NOISE: 0.5, _GRADIENT: "chord"}),
+    "ratio_0.1": ("ganbert_literal", {_RATIO: 0.1}),
+    "ratio_0.3": ("ganbert_literal", {_RATIO: 0.3}),
+    "ratio_1": ("ganbert_literal", {_RATIO: 1.0}),
+    "ratio_3": ("ganbert_literal", {_RATIO: 3.0}),
+    "ratio_10": ("ganbert_literal", {_RATIO: 10.0}),
+    "mlm_only_0.1": ("ganbert_literal", {_RATIO: 0.1, "losses.nsp": 0}),
+    "mlm_only_0.3": ("ganbert_literal", {_RATIO: 0.3, "losses.nsp": 0}),
+    "mlm_only_3": ("ganbert_literal", {_RATIO: 3.0, "losses.nsp": 0}),
+    "mlm_only_fast_3": ("ganbert_literal", {_RATIO: 3.0, "losses.nsp": 0, LEARNING_RATE: 1e-3}),
+    "mlm_only_fast": ("ganbert_literal", {_RATIO: None, "losses.nsp": 0, LEARNING_RATE: 1e-3}),
+    "fast_3": ("ganbert_literal", {_RATIO: 3.0, LEARNING_RATE: 1e-3}),
+    "noise_3": ("ganbert_literal", {_RATIO: 3.0, _NOISE: 0.5}),
+    "chord_3": ("ganbert_literal", {_RATIO: 3.0, _GRADIENT: "chord"}),
+    "chord_noise_1": ("ganbert_literal", {_RATIO: 1.0, _NOISE: 0.5, _GRADIENT: "chord"}),
+    "chord_noise_3": ("ganbert_literal", {_RATIO: 3.0, _NOISE: 0.5, _GRADIENT: "chord"}),
     "chord_mlm_fast_1": (
-        "demo",
+        "ganbert_literal",
         {_RATIO: 1.0, "losses.nsp": 0, _GRADIENT: "chord", LEARNING_RATE: 1e-3},
     ),
     "chord_mlm_fast_3": (
-        "demo",
+        "ganbert_literal",
         {_RATIO: 3.0, "losses.nsp": 0, _GRADIENT: "chord", LEARNING_RATE: 1e-3},
     ),
     "chord_mlm_fast_10": (
-        "demo",
+        "ganbert_literal",
         {_RATIO: 10.0, "losses.nsp": 0, _GRADIENT: "chord", LEARNING_RATE: 1e-3},
     ),
     "chord_mostly_mlm_fast_3": (
-        "demo",
+        "ganbert_literal",
         {
             _RATIO: 3.0,
             "losses.nsp": 1,
@@ -73,18 +74,21 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             LEARNING_RATE: 1e-3,
         },
     ),
-    "interpolated_3": ("demo", {_RATIO: 3.0, _GRADIENT: "interpolated"}),
-    "r1_3": ("demo", {_RATIO: 3.0, "losses.r1": 10.0, "losses.r1_sigma": 0.5}),
-    "smooth_3": ("demo", {_RATIO: 3.0, "losses.label_smoothing": 0.1}),
-    "reweight": ("demo", {_RATIO: None, _NOISE: 0.5, "losses.reweight": True}),
-    "lazy": ("demo", {_RATIO: None, _NOISE: 0.5, "losses.lazy_above_accuracy": 0.75}),
-    "warmup_3": ("demo", {_RATIO: 3.0, "losses.adversary_warmup_steps": 150}),
-    "cnn_1": ("ganbert_cnn", {_RATIO: 1.0}),
-    "cnn_spectral_1": ("ganbert_cnn", {_RATIO: 1.0, "discriminator.spectral_norm": True}),
-    "dropout_3": ("demo", {_RATIO: 3.0, _DROPOUT: 0.1}),
-    "dropout_for_bert_3": (
+    "interpolated_3": ("ganbert_literal", {_RATIO: 3.0, _GRADIENT: "interpolated"}),
+    "r1_3": ("ganbert_literal", {_RATIO: 3.0, "losses.r1": 10.0, "losses.r1_sigma": 0.5}),
+    "smooth_3": ("ganbert_literal", {_RATIO: 3.0, "losses.label_smoothing": 0.1}),
+    "reweight": ("ganbert_literal", {_RATIO: None, _NOISE: 0.5, "losses.reweight": True}),
+    "lazy": ("ganbert_literal", {_RATIO: None, _NOISE: 0.5, "losses.lazy_above_accuracy": 0.75}),
+    "warmup_3": ("ganbert_literal", {_RATIO: 3.0, "losses.adversary_warmup_steps": 150}),
+    "cnn_1": ("ganbert_literal", {**_CNN, _RATIO: 1.0}),
+    "cnn_spectral_1": (
+        "ganbert_literal",
+        {**_CNN, _RATIO: 1.0, "discriminator.spectral_norm": True},
+    ),
+    "dropout": ("demo", {_DROPOUT: 0.1}),
+    "dropout_for_bert": (
         "demo",
-        {_RATIO: 3.0, _DROPOUT: 0.1, "discriminator.dropout_for_generator": False},
+        {_DROPOUT: 0.1, "discriminator.dropout_for_generator": False},
     ),
 }
 

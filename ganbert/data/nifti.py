@@ -28,39 +28,32 @@ Spacing and affine follow the axes. Two kinds of file are written:
 Neither header carries free text: `descrip`, `db_name` and the like may name a patient.
 """
 
-import contextlib
 import gzip
-import math
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.imageglobals import logger as nibabel_logger
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy import ndimage
 
 from ganbert.atomic import replacing
+from ganbert.data.nifti_header import (
+    UNREADABLE,
+    StoredImage,
+    is_gzip,
+    open_image,
+    open_stream,
+    unreadable,
+)
 from ganbert.data.volume import Affine, FloatArray, Volume
 from ganbert.errors import ImageError, OutputError
 
 HEADER_BYTES = 352
-MAX_VOXELS = 2**31
-# A byte of a deflate stream stands for at most 1032 bytes (zlib, technical details).
-_MAX_DEFLATE_RATIO = 1032
-_MM_PER_UNIT = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
-_UNREADABLE = (
-    nib.filebasedimages.ImageFileError,
-    nib.spatialimages.HeaderDataError,
-    OSError,
-    EOFError,
-    zlib.error,
-    ValueError,
-    KeyError,
-    OverflowError,
-)
+# Differences and products of voxels stay finite in float32.
+MAX_VALUE = 1e30
+# Some writers pad; what goes on and on behind the voxels is a bomb.
+_MAX_TRAILING_BYTES = 1 << 20
 
 
 def read_volume(path: str | Path, unit: str = "arbitrary") -> Volume:
@@ -68,7 +61,7 @@ def read_volume(path: str | Path, unit: str = "arbitrary") -> Volume:
 
     Parameters
     ----------
-    path : `.nii` or `.nii.gz`, 3D or 4D
+    path : `.nii`, `.hdr` or `.img`, with or without `.gz`; NIfTI-1 or NIfTI-2; 3D or 4D
     unit : unit of the intensities, which NIfTI itself does not record
 
     Returns
@@ -79,13 +72,12 @@ def read_volume(path: str | Path, unit: str = "arbitrary") -> Volume:
     Raises
     ------
     ImageError
-        If the file is missing, truncated, not NIfTI, not 3D or 4D, larger than `MAX_VOXELS`, has no
-        usable orientation, or any voxel is not finite.
+        If the file is missing, not NIfTI, not 3D or 4D, too large, longer or shorter than its
+        header says, has no usable orientation, or any voxel is not finite or beyond `MAX_VALUE`.
     """
-    path = Path(path)
-    image = _open(path)
-    affine = _world_affine(path, image)
-    voxels = _read_voxels(path, image)
+    image = open_image(Path(path))
+    affine = image.affine
+    voxels = _read_voxels(image)
     orientation = io_orientation(affine)
     affine = affine @ inv_ornt_aff(orientation, voxels.shape[:3])
     voxels = apply_orientation(voxels, orientation)
@@ -94,8 +86,12 @@ def read_volume(path: str | Path, unit: str = "arbitrary") -> Volume:
     return Volume(array, affine[:, [1, 2, 0, 3]], unit)
 
 
-def check_header(path: str | Path) -> None:
+def check_header(path: str | Path) -> str | None:
     """Raise what `read_volume` would raise for the header, without reading a voxel.
+
+    Returns
+    -------
+    What the user should know although the image can be used: which of two affines counts.
 
     Raises
     ------
@@ -103,8 +99,7 @@ def check_header(path: str | Path) -> None:
         If the file is missing, not NIfTI, not 3D or 4D, too large, too short for what its header
         says, or has no usable orientation.
     """
-    path = Path(path)
-    _world_affine(path, _open(path))
+    return open_image(Path(path)).note
 
 
 def read_cache(path: str | Path, unit: str = "arbitrary") -> Volume:
@@ -115,12 +110,10 @@ def read_cache(path: str | Path, unit: str = "arbitrary") -> Volume:
     ImageError
         As `read_volume`.
     """
-    path = Path(path)
-    image = _open(path)
-    affine = _world_affine(path, image)
+    image = open_image(Path(path))
     # (W, H, D, C) in Fortran order -> (C, D, H, W)
-    array = np.ascontiguousarray(_read_voxels(path, image).transpose(3, 2, 1, 0))
-    return Volume(array, affine[:, [2, 1, 0, 3]], unit)
+    array = np.ascontiguousarray(_read_voxels(image).transpose(3, 2, 1, 0))
+    return Volume(array, image.affine[:, [2, 1, 0, 3]], unit)
 
 
 def write_volume(path: str | Path, volume: Volume, *, dtype: npt.DTypeLike = np.float32) -> None:
@@ -192,108 +185,57 @@ def resample(
     return Volume(array, affine, volume.unit)
 
 
-def _unreadable(path: Path, error: BaseException) -> ImageError:
-    found = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    # nibabel and gzip repeat the path, which the error already carries.
-    found = found.splitlines()[0].replace(str(path), "the file")
-    remedy = "convert or copy the image again"
-    return ImageError(path, expected="a readable NIfTI", found=found, remedy=remedy)
-
-
-@contextlib.contextmanager
-def _quiet_nibabel() -> Iterator[None]:
-    """Keep nibabel from logging what is wrong with a header: our error is the one line to read."""
-    nibabel_logger.disabled = True
-    try:
-        yield
-    finally:
-        nibabel_logger.disabled = False
-
-
-def _open(path: Path) -> nib.Nifti1Image:
-    """Read the header only, and refuse what its sizes say before memory is taken for it."""
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing"
-        raise ImageError(path, expected="a NIfTI file", found=found, remedy="check the path")
-    try:
-        with _quiet_nibabel():
-            image = nib.load(path, mmap=False)
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(image, nib.Nifti1Image):
-        found = f"a {type(image).__name__}"
-        raise ImageError(path, expected="a NIfTI file", found=found, remedy="convert it to NIfTI")
-    _check_shape(path, image.shape)
-    _check_size(path, image)
-    return image
-
-
-def _check_shape(path: Path, shape: tuple[int, ...]) -> None:
-    found = f"shape {shape}"
-    # A single slice stored with a third axis of 1 is 2D as well.
-    if len(shape) not in (3, 4) or min(shape) < 1 or min(shape[:3]) < 2:
-        remedy = "give a whole image, (x, y, z) or (x, y, z, frame)"
-        raise ImageError(path, expected="a 3D or 4D image", found=found, remedy=remedy)
-    if math.prod(shape) > MAX_VOXELS:
-        expected = f"at most {MAX_VOXELS} voxels"
-        raise ImageError(path, expected=expected, found=found, remedy="crop or average the image")
-
-
-def _check_size(path: Path, image: nib.Nifti1Image) -> None:
-    dtype = image.get_data_dtype()
-    if dtype.kind not in "iuf":
-        remedy = "convert it to integers or floats"
-        raise ImageError(path, expected="real numbers", found=f"voxels of {dtype}", remedy=remedy)
-    size = path.stat().st_size
-    # Nothing stands before the voxels but the header: the least that the file can take.
-    claimed = HEADER_BYTES + math.prod(image.shape) * dtype.itemsize
-    possible = size * _MAX_DEFLATE_RATIO if path.suffix == ".gz" else size
-    if claimed > possible:
-        expected = f"{claimed} bytes, as its header says"
-        found = f"a file of {size} bytes"
-        raise ImageError(path, expected=expected, found=found, remedy="copy the image again")
-
-
-def _read_voxels(path: Path, image: nib.Nifti1Image) -> FloatArray:
+def _read_voxels(image: StoredImage) -> FloatArray:
     """Return (I, J, K, T) float32, all finite."""
     try:
-        if path.suffix == ".gz":
-            _check_gzip(path)
-        with np.errstate(over="ignore"):
-            voxels = image.get_fdata(dtype=np.float32, caching="unchanged")
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
-    num_bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
-    if num_bad:
-        found = f"{num_bad} of {voxels.size} that are NaN or infinite"
-        remedy = "replace them, for example by 0 outside of the head"
-        raise ImageError(path, expected="finite voxels", found=found, remedy=remedy)
+        if is_gzip(image.voxel_path):
+            _check_gzip(image)
+        with np.errstate(over="ignore", invalid="ignore"):
+            voxels = np.asarray(image.voxels, np.float32)
+    except UNREADABLE as error:
+        raise unreadable(image.path, error) from error
+    _check_values(image.path, voxels)
     return voxels if voxels.ndim == 4 else voxels[..., np.newaxis]
 
 
-def _check_gzip(path: Path) -> None:
-    """Decompress to the end: the checksum stands there, and nibabel stops before it."""
-    with gzip.open(path) as stream:
-        while stream.read(1 << 20):
-            pass
+def _check_values(path: Path, voxels: FloatArray) -> None:
+    # NaN and infinity come through; no temporary array as large as the image for the usual case.
+    largest = max(-float(voxels.min()), float(voxels.max()))
+    if np.isfinite(largest) and largest <= MAX_VALUE:
+        return
+    remedy = "replace them, for example by 0 outside of the head"
+    if np.isfinite(largest):
+        expected, found = f"voxels of at most {MAX_VALUE:g}", f"{largest:g}"
+        raise ImageError(path, expected=expected, found=found, remedy=remedy)
+    num_bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
+    found = f"{num_bad} of {voxels.size} that are NaN or infinite"
+    raise ImageError(path, expected="finite voxels", found=found, remedy=remedy)
 
 
-def _world_affine(path: Path, image: nib.Nifti1Image) -> Affine:
-    """Return the affine, (i, j, k, 1) to RAS+ mm."""
-    header = image.header
-    remedy = "give the image an orientation (sform or qform), for example by converting it again"
-    # Without either code NIfTI does not say which side is left; guessing may mirror a patient.
-    if int(header["sform_code"]) <= 0 and int(header["qform_code"]) <= 0:
-        found = "sform_code 0 and qform_code 0"
-        raise ImageError(path, expected="a known orientation", found=found, remedy=remedy)
-    affine = np.array(image.affine, np.float64)
-    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise ImageError(path, expected="an affine of rank 3", found="less", remedy=remedy)
-    try:
-        affine[:3] *= _MM_PER_UNIT[header.get_xyzt_units()[0]]
-    except KeyError as error:
-        raise _unreadable(path, error) from error
-    return affine
+def _check_gzip(image: StoredImage) -> None:
+    """Decompress to the end, where the checksum stands; nibabel stops before it.
+
+    Nothing is kept, so a header that claims more than the stream holds costs no memory, and a
+    stream that holds far more than the header claims is left early.
+    """
+    num_bytes = 0
+    with open_stream(image.voxel_path) as stream:
+        while chunk := stream.read(1 << 20):
+            num_bytes += len(chunk)
+            if num_bytes > image.num_bytes + _MAX_TRAILING_BYTES:
+                raise ImageError(
+                    image.path,
+                    expected=f"{image.num_bytes} bytes, as its header says",
+                    found="more in the compressed stream",
+                    remedy="copy or convert the image again",
+                )
+    if num_bytes < image.num_bytes:
+        raise ImageError(
+            image.path,
+            expected=f"{image.num_bytes} bytes, as its header says",
+            found=f"{num_bytes} in the compressed stream",
+            remedy="copy the image again",
+        )
 
 
 def _to_dtype(voxels: FloatArray, dtype: np.dtype) -> npt.NDArray[np.generic]:

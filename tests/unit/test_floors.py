@@ -45,6 +45,7 @@ FLOORS = (
 # The same inside data/.
 DATA_FLOORS = (
     {"volume", "index", "regions"},
+    {"nifti_header"},
     {"nifti", "phantom_template"},
     {"phantom_anatomy"},
     {"phantom_uptake", "phantom_scanner"},

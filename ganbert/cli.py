@@ -14,7 +14,7 @@ import typer
 
 from ganbert import __version__
 from ganbert.config import GRIDS
-from ganbert.errors import one_line_errors
+from ganbert.errors import EXIT_SOME_REFUSED, one_line_errors
 
 Size = Literal["tiny", "small", "demo", "paper"]
 Layout = Literal["bids"]
@@ -76,14 +76,29 @@ def prepare(
     seed: Seed = 0,
     layout: Annotated[Layout, typer.Option(help="How the dataset lies on disk.")] = "bids",
     jobs: Jobs = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first pair that cannot be used.")
+    ] = False,
 ) -> None:
-    """Pair, conform and measure a dataset; write the streaming cache and its index."""
+    """Pair, conform and measure a dataset; write the streaming cache and its index.
+
+    Pairs that cannot be used are listed in prepare-report.tsv; the exit code is 65 then.
+    """
     import ganbert.prepare
 
     mri_grid, pet_grid = GRIDS[size]
-    ganbert.prepare.prepare(
-        bids, out, mri_grid=mri_grid, pet_grid=pet_grid, seed=seed, layout=layout, jobs=jobs
+    prepared = ganbert.prepare.prepare(
+        bids,
+        out,
+        mri_grid=mri_grid,
+        pet_grid=pet_grid,
+        seed=seed,
+        layout=layout,
+        jobs=jobs,
+        strict=strict,
     )
+    if prepared.refusals:
+        raise typer.Exit(EXIT_SOME_REFUSED)
 
 
 @app.command()

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 EXIT_USER_ERROR = 2
+# EX_DATAERR of sysexits.h: the work is done, but some of the input was refused and is listed.
+EXIT_SOME_REFUSED = 65
 # EX_TEMPFAIL of sysexits.h: training was interrupted, its state is saved, run it again.
 EXIT_INTERRUPTED = 75
 

@@ -20,7 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ganbert import derivatives
 from ganbert.atomic import make_folder, output_error, write_text
-from ganbert.data.nifti import read_volume, write_volume
+from ganbert.data.bids_index import index_bids
+from ganbert.data.nifti import check_header, read_volume, write_volume
 from ganbert.data.volume import Volume
 from ganbert.errors import ConfigError, DatasetError, ImageError, OutputError
 from ganbert.predict import Predictor, load_predictor
@@ -43,11 +44,7 @@ class Scan:
 
 
 def _query_t1w(bids_dir: Path) -> list[Scan]:
-    # Heavy, and of no use to whoever asks only for --help.
-    from bids import BIDSLayout, BIDSLayoutIndexer
-
-    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False)
-    layout = BIDSLayout(bids_dir, validate=False, indexer=indexer)
+    layout = index_bids(bids_dir, index_metadata=False)
     files = layout.get(datatype="anat", suffix="T1w", extension=[".nii", ".nii.gz"])
     root = Path(layout.root)
     return [
@@ -294,6 +291,9 @@ def _run(
                 images.append(image)
                 continue
             try:
+                note = check_header(bids_dir / scan.path)
+                if note:
+                    _say(console, f"{scan.label}: {note}")
                 pet = _synthesise(bids_dir / scan.path, predictor)
             except ImageError as error:
                 failures.append(error)

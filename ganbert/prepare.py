@@ -2,14 +2,11 @@
 
 For each pair, `data/cache.py` conforms and writes the images. Then: split by subject, suggest an
 intensity ratio per tracer from the training rows, and write `index.json` last, so that a folder
-with an index is a whole one.
-
-    out/prepare.json        what this folder is made from, written first
-    out/cache/...           images and one JSON per finished row
-    out/index.json          written last
+with an index is a whole one. What lies in the folder: `prepared_folder.py`.
 
 Interrupting loses at most the rows at work: finished ones are not made again. Left-over `*.tmp` are
-removed by the next run. An unusable image stops the run; what was finished stays for the next one.
+removed by the next run. A pair with an unusable image or sidecar is refused and listed, and the
+others go on; with `strict` the first one stops the run. What was finished stays for the next one.
 """
 
 import contextlib
@@ -18,12 +15,12 @@ import hashlib
 import importlib.metadata
 import platform
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import joblib
 from joblib.externals.loky.process_executor import BrokenProcessPool
-from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -35,48 +32,53 @@ from rich.progress import (
 )
 
 import ganbert
-from ganbert.atomic import SUFFIX as TEMPORARY
-from ganbert.atomic import make_folder, output_error, write_text
 from ganbert.config import Grid
-from ganbert.data.cache import CACHE_NAME, CachePlace, images_of, make_row
+from ganbert.data.bids_index import sidecar_of
+from ganbert.data.cache import CachePlace, images_of, make_row
 from ganbert.data.conform import suggest_intensity_ratio
-from ganbert.data.index import (
-    INDEX_NAME,
-    SCHEMA_VERSION,
-    Index,
-    Row,
-    Split,
-    save_index,
-)
-from ganbert.data.layouts import find_pairs
+from ganbert.data.index import SCHEMA_VERSION, Index, Row, Split, save_index
+from ganbert.data.layouts import survey
 from ganbert.data.nifti import check_header
+from ganbert.data.refusals import (
+    REPORT_NAME,
+    Refusal,
+    check_inside,
+    prepared_line,
+    reason_of,
+    refusal_line,
+    relative_name,
+    write_report,
+)
 from ganbert.data.regions import merge_region_names
 from ganbert.data.volume import Pair
-from ganbert.errors import ConfigError, DatasetError, OutputError, PlatformError
+from ganbert.errors import ConfigError, DatasetError, GanbertError, ImageError, PlatformError
+from ganbert.prepared_folder import Plan, claimed
 
 SPLIT_FRACTIONS = (0.7, 0.1, 0.2)
-_PLAN_NAME = "prepare.json"
+_MAX_SHOWN = 10
 _PACKAGES = ("nibabel", "numpy", "scipy")
 
 
-class Plan(BaseModel):
-    """What an output folder is made from (`prepare.json`).
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` has made: `out/index.json`, and the pairs that are not in it."""
 
-    Attributes
-    ----------
-    dataset : absolute path of the input
-    layout : key of `LAYOUTS`
-    fractions : of subjects in train, val and test
-    """
+    index: Index
+    refusals: tuple[Refusal, ...]
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dataset: str
-    mri_grid: Grid
-    pet_grid: Grid
-    seed: int
-    fractions: tuple[float, float, float]
-    layout: str = "bids"
+class _Refusals:
+    """Those so far; with `strict` there is no second one, since the first one stops the run."""
+
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
+        self.all: list[Refusal] = []
+
+    def add(self, *refusals: Refusal) -> None:
+        for refusal in refusals:
+            if self.strict:
+                raise refusal.error
+            self.all.append(refusal)
 
 
 def prepare(
@@ -89,8 +91,9 @@ def prepare(
     fractions: tuple[float, float, float] = SPLIT_FRACTIONS,
     layout: str = "bids",
     jobs: int | None = None,
+    strict: bool = False,
     console: Console | None = None,
-) -> Index:
+) -> Prepared:
     """Prepare a dataset for training.
 
     Parameters
@@ -101,27 +104,25 @@ def prepare(
     fractions : of subjects in train, val and test; they add up to 1
     layout : how the dataset lies on disk, a key of `ganbert.data.layouts.LAYOUTS`
     jobs : processes; None for one per core
-    console : for the progress bar; None for standard error
-
-    Returns
-    -------
-    Index
-        As written to `out/index.json`.
+    strict : raise at the first pair that cannot be used, instead of leaving it out
+    console : for the progress bar and what was refused; None for standard error
 
     Raises
     ------
     ConfigError
         If `fractions` or `jobs` make no sense, or there is no such layout.
     DatasetError, ImageError
-        If the dataset, one of its images or a table of regions is not usable. Finished rows
-        stay for the next run.
+        If the dataset as a whole, a table of regions or (`strict`: any) every pair is not usable.
+        Finished rows stay for the next run.
     OutputError
         If `out` is not empty and not a previous run on the same inputs with the same options, or
         cannot be written.
     """
     _check_options(fractions, jobs)
-    pairs = find_pairs(bids, layout)
-    _check_units(bids, pairs)
+    console = console or Console(stderr=True)
+    refusals = _Refusals(strict)
+    pairs, refused = survey(bids, layout)
+    refusals.add(*refused)
     plan = Plan(
         dataset=str(bids.resolve()),
         mri_grid=mri_grid,
@@ -130,14 +131,15 @@ def prepare(
         fractions=fractions,
         layout=layout,
     )
-    # All headers before the first conforming: a 2D image should not show after an hour.
-    for path in dict.fromkeys(path for pair in pairs for path in images_of(pair)):
-        check_header(path)
+    pairs, notes = _check_pairs(bids, pairs, refusals)
+    _check_units(bids, pairs)
     names = merge_region_names(Path(pair.dseg_table) for pair in pairs if pair.dseg_table)
-    splits = split_subjects([pair.subject for pair in pairs], seed, fractions)
-    with _claimed(out, plan):
+    _check_any_left(bids, pairs, refusals.all, console)
+    with claimed(out, plan):
         place = CachePlace(bids, out, mri_grid, pet_grid)
-        rows = _make_rows(pairs, place, jobs, console or Console(stderr=True))
+        rows = _make_rows(pairs, place, jobs, refusals, console)
+        _check_any_left(bids, rows, refusals.all, console)
+        splits = split_subjects([row.subject for row in rows], seed, fractions)
         rows = [row.model_copy(update={"split": splits[row.subject]}) for row in rows]
         index = Index(
             schema_version=SCHEMA_VERSION,
@@ -148,8 +150,87 @@ def prepare(
             versions=_versions(),
             region_names=names,
         )
+        _report(bids, out, rows, refusals.all, notes)
         save_index(index, out)
-    return index
+    _show(bids, refusals.all, notes, console)
+    return Prepared(index, tuple(refusals.all))
+
+
+def _check_pairs(
+    bids: Path, pairs: Sequence[Pair], refusals: _Refusals
+) -> tuple[list[Pair], dict[str, str]]:
+    """Look at all headers before the first conforming: a 2D image should not show after an hour.
+
+    Returns
+    -------
+    usable : pairs
+    notes : name of an image, relative to the dataset -> what the user should know about it
+    """
+    usable, notes = [], {}
+    for pair in pairs:
+        try:
+            for path in images_of(pair):
+                check_inside(path, bids)
+                check_inside(str(sidecar_of(path)), bids)
+                note = check_header(path)
+                if note:
+                    notes[relative_name(path, bids)] = note
+        except ImageError as error:
+            refusals.add(_refusal(pair, error))
+        else:
+            usable.append(pair)
+    return usable, notes
+
+
+def _refusal(pair: Pair, error: GanbertError) -> Refusal:
+    return Refusal(pair.subject, pair.session, pair.tracer, error)
+
+
+def _check_any_left(
+    bids: Path, left: Sequence[Pair | Row], refusals: Sequence[Refusal], console: Console
+) -> None:
+    if left:
+        return
+    if len(refusals) == 1:
+        raise refusals[0].error
+    _show(bids, refusals, {}, console)
+    raise DatasetError(
+        bids,
+        expected="at least one pair that can be used",
+        found=f"{len(refusals)} that cannot, listed above; the first: {refusals[0].error}",
+        remedy="mend them and run the same command again",
+    )
+
+
+def _report(
+    bids: Path,
+    out: Path,
+    rows: Sequence[Row],
+    refusals: Sequence[Refusal],
+    notes: Mapping[str, str],
+) -> None:
+    lines = [refusal_line(refusal, bids) for refusal in refusals]
+    for row in rows:
+        said = [f"{Path(name).name}: {notes[name]}" for name in row.sources if name in notes]
+        lines.append(prepared_line(row.subject, row.session, row.tracer, row.sources[1], said))
+    write_report(out, lines)
+
+
+def _show(
+    bids: Path, refusals: Sequence[Refusal], notes: Mapping[str, str], console: Console
+) -> None:
+    """Say in a few lines what was refused, and what the user should know of the others."""
+    lines = [f"{name}: {note}" for name, note in notes.items()]
+    if refusals:
+        lines += [f"refused: {len(refusals)} pairs, all listed in {REPORT_NAME}"]
+        for refusal in refusals[:_MAX_SHOWN]:
+            file = relative_name(refusal.error.where, bids)
+            lines.append(f"  {refusal.label}: {file}: {reason_of(refusal.error, bids)}")
+        if len(refusals) > _MAX_SHOWN:
+            lines.append(f"  ... and {len(refusals) - _MAX_SHOWN} more")
+    for line in lines:
+        # As it is: a path is neither markup nor broken at the edge of a terminal.
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_units(bids: Path, pairs: Sequence[Pair]) -> None:
@@ -206,78 +287,25 @@ def _check_options(fractions: tuple[float, float, float], jobs: int | None) -> N
         raise ConfigError("--jobs", expected="at least 1", found=str(jobs), remedy="raise it")
 
 
-@contextlib.contextmanager
-def _claimed(out: Path, plan: Plan) -> Iterator[None]:
-    """Make or take over the output folder; leave no empty shell behind on failure."""
-    cache = out / CACHE_NAME
+def _make_or_refuse(pair: Pair, place: CachePlace) -> Row | Refusal:
     try:
-        is_new = _check_out(out, plan)
-        existed = out.exists()
-        make_folder(cache)
-        _remove_half_done(out)
-        # Rows may change, and an index must not outlive them.
-        (out / INDEX_NAME).unlink(missing_ok=True)
-    except OSError as error:
-        raise output_error(out, error) from error
-    try:
-        write_text(out / _PLAN_NAME, plan.model_dump_json(indent=1) + "\n")
-        yield
-    except BaseException:
-        _remove_half_done(out)
-        if is_new and not any(cache.glob("*.json")):
-            _remove_shell(out, cache, keep=existed)
-        raise
-
-
-def _remove_half_done(out: Path) -> None:
-    """Remove what a process that was ended in the middle of a file has left."""
-    for folder in (out, out / CACHE_NAME):
-        for leftover in folder.glob(f"*{TEMPORARY}"):
-            leftover.unlink(missing_ok=True)
-
-
-def _check_out(out: Path, plan: Plan) -> bool:
-    """Return whether `out` is new or empty; raise if it holds anything but the same plan."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return True
-    remedy = "choose another folder or remove it"
-    try:
-        previous = Plan.model_validate_json((out / _PLAN_NAME).read_text())
-    except (OSError, ValidationError, UnicodeDecodeError) as error:
-        found = "a folder that is not empty" if out.is_dir() else "a file"
-        expected = "an empty folder, or one that `ganbert prepare` has begun"
-        raise OutputError(out, expected=expected, found=found, remedy=remedy) from error
-    changed = [name for name in Plan.model_fields if getattr(previous, name) != getattr(plan, name)]
-    if changed:
-        found = f"a cache made with {_describe(previous, changed)}"
-        raise OutputError(out, expected=_describe(plan, changed), found=found, remedy=remedy)
-    return False
-
-
-def _describe(plan: Plan, names: Sequence[str]) -> str:
-    def text(value: object) -> str:
-        if not isinstance(value, Grid):
-            return str(value)
-        shape = "x".join(map(str, value.shape))
-        return f"{shape} at {'x'.join(f'{edge:g}' for edge in value.spacing_mm)} mm"
-
-    return ", ".join(f"{name} {text(getattr(plan, name))}" for name in names)
-
-
-def _remove_shell(out: Path, cache: Path, *, keep: bool) -> None:
-    for file in [*cache.iterdir(), out / _PLAN_NAME]:
-        file.unlink(missing_ok=True)
-    cache.rmdir()
-    if not keep:
-        out.rmdir()
+        return make_row(pair, place)
+    except (ImageError, DatasetError) as error:
+        return _refusal(pair, error)
 
 
 def _make_rows(
-    pairs: Sequence[Pair], place: CachePlace, jobs: int | None, console: Console
+    pairs: Sequence[Pair],
+    place: CachePlace,
+    jobs: int | None,
+    refusals: _Refusals,
+    console: Console,
 ) -> list[Row]:
     """Make the rows in parallel; sorted by subject, session and tracer."""
     jobs = min(jobs or joblib.cpu_count(), len(pairs))
-    make = joblib.delayed(functools.partial(make_row, place=place))
+    # Strict: the worker's error ends the others' work as well.
+    make_one = make_row if refusals.strict else _make_or_refuse
+    make = joblib.delayed(functools.partial(make_one, place=place))
     columns = (
         TextColumn("prepare"),
         BarColumn(),
@@ -293,8 +321,11 @@ def _make_rows(
         parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
         # Closed first when a row fails: no process may still write when what is half done goes.
         with contextlib.closing(parallel(map(make, pairs))) as results:
-            for row in results:
-                rows.append(row)
+            for result in results:
+                if isinstance(result, Refusal):
+                    refusals.add(result)
+                else:
+                    rows.append(result)
                 progress.advance(task)
     return sorted(rows, key=lambda row: (row.subject, row.session or "", row.tracer))
 

@@ -17,7 +17,7 @@ def write_tsv(file: Path, lines: Sequence[Line]) -> None:
     OSError
         If the file cannot be written.
     """
-    with file.open("w", newline="") as stream:
+    with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(lines[0]), delimiter="\t", lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: _as_text(value) for key, value in line.items()} for line in lines)

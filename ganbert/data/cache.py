@@ -216,6 +216,13 @@ def _read_pet(path: str, pair: Pair) -> Volume:
             found=f"{len(pet.array)} in the image",
             remedy="mend FrameTimesStart and FrameDuration or the image",
         )
+    if not pet.array.max() > pet.array.min():
+        raise ImageError(
+            path,
+            expected="a PET with contrast",
+            found=f"{pet.array.flat[0]:g} in all voxels",
+            remedy="export the image again",
+        )
     return pet
 
 

@@ -2,8 +2,8 @@
 
 To add a layout, add a class and a row of `LAYOUTS`, and name it in `cli.Layout`.
 
-BIDS is read with pybids, which knows inheritance of sidecars and the entities of file names. What
-is decided here:
+BIDS is read with pybids (`bids_index.py`), which knows inheritance of sidecars and the entities of
+file names. What is decided here:
 
 * A PET is paired with a T1w of its own session, else with one without a session, else with the
   first of another session; among several of one place the first by name.
@@ -11,19 +11,23 @@ is decided here:
   dataset without any pair is an error that says where was looked and what came near.
 * Unit and frames come from the sidecar and are never guessed.
 * The names of regions come from the nearest `_dseg.tsv` by inheritance.
+* What is wrong with one pair (its sidecar, another PET of the same name) is a `Refusal` in its
+  place; what concerns more than one is an error.
 """
 
 import itertools
-import json
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from ganbert.config import NUM_FRAMES
+from ganbert.data.bids_index import folder_links, open_bids, sidecar_of
+from ganbert.data.refusals import Refusal
 from ganbert.data.volume import Pair
-from ganbert.errors import ConfigError, DatasetError
+from ganbert.errors import ConfigError, DatasetError, ImageError
 from ganbert.tracers import Tracer, get_tracer
 
 _log = logging.getLogger(__name__)
@@ -37,13 +41,13 @@ _MAX_NEAR_MISSES = 3
 class Layout(Protocol):
     """A way in which datasets lie on disk."""
 
-    def find_pairs(self, root: Path) -> list[Pair]:
-        """Return all pairs below `root`, sorted by subject, session and tracer.
+    def find_pairs(self, root: Path) -> Sequence[Pair | Refusal]:
+        """Return all pairs below `root`, or why one is none, by subject, session and tracer.
 
         Raises
         ------
         DatasetError
-            If there are none, or a sidecar lacks what a pair needs.
+            If there are none, or the dataset as a whole cannot be used.
         """
         ...
 
@@ -51,17 +55,19 @@ class Layout(Protocol):
 class BidsLayout:
     """A BIDS dataset; ground truth of the phantom in `derivatives/phantom` is picked up."""
 
-    def find_pairs(self, root: Path) -> list[Pair]:
-        """Return all pairs below `root`, sorted by subject, session and tracer.
+    def find_pairs(self, root: Path) -> list[Pair | Refusal]:
+        """Return all pairs below `root`, or why one is none, by subject, session and tracer.
+
+        Refused are pairs whose sidecar is not JSON, lacks Units, FrameTimesStart or FrameDuration,
+        has not `NUM_FRAMES` frames or an unknown tracer; and PETs of one session and tracer, all.
 
         Raises
         ------
         DatasetError
-            If there is no T1w, no PET or no subject with both; if a sidecar is not JSON, lacks
-            Units, FrameTimesStart or FrameDuration, has not `NUM_FRAMES` frames or an unknown
-            tracer; if two PETs of a session have the same tracer.
+            If there is no T1w, no PET or no subject with both, or a JSON file that is not that of
+            one image cannot be read.
         """
-        layout = _open_bids(root)
+        layout, broken = open_bids(root, _TRUTH_FOLDER)
         mris = _by_subject(layout.get(scope="raw", suffix="T1w", extension=_NIFTI))
         pets = layout.get(scope="raw", suffix="pet", extension=_NIFTI)
         if not mris:
@@ -71,23 +77,43 @@ class BidsLayout:
         with_pet = {_entity(pet, "subject") for pet in pets}
         _warn_left_out("without a T1w", with_pet - set(mris))
         _warn_left_out("without a PET", set(mris) - with_pet)
-        pairs = [
-            _to_pair(layout, pet, mris[_entity(pet, "subject")])
+        found = [
+            _pair_or_refusal(layout, pet, mris[_entity(pet, "subject")], broken)
             for pet in pets
             if _entity(pet, "subject") in mris
         ]
-        if not pairs:
+        if not found:
             raise _nothing_found(root, "T1w", f"a subject with {_T1W_PATTERN} and {_PET_PATTERN}")
-        pairs.sort(key=_identity)
-        _refuse_duplicates(pairs)
-        return pairs
+        found = _refuse_duplicates(sorted(found, key=_identity))
+        # Not followed, so what lies behind cannot be said.
+        return [*found, *(_refuse_link(root, link) for link in folder_links(root, "sub-*"))]
 
 
 LAYOUTS: dict[str, Layout] = {"bids": BidsLayout()}
 
 
 def find_pairs(root: Path, layout: str = "bids") -> list[Pair]:
-    """Return all pairs of T1w and PET below `root`.
+    """Return all pairs of T1w and PET below `root`; raise if there is anything to refuse.
+
+    Parameters
+    ----------
+    layout : key of `LAYOUTS`
+
+    Raises
+    ------
+    ConfigError
+        If there is no such layout.
+    DatasetError, ImageError
+        See `Layout.find_pairs`; or the first refusal.
+    """
+    pairs, refusals = survey(root, layout)
+    for refusal in refusals:
+        raise refusal.error
+    return pairs
+
+
+def survey(root: Path, layout: str = "bids") -> tuple[list[Pair], list[Refusal]]:
+    """Return all pairs of T1w and PET below `root`, and those that cannot be used.
 
     Parameters
     ----------
@@ -104,36 +130,11 @@ def find_pairs(root: Path, layout: str = "bids") -> list[Pair]:
         raise ConfigError(
             "layout", expected=f"one of {', '.join(LAYOUTS)}", found=layout, remedy="choose one"
         )
-    return LAYOUTS[layout].find_pairs(root)
-
-
-def _open_bids(root: Path) -> Any:
-    from bids import BIDSLayout  # slow to import
-
-    if not root.is_dir():
-        found = "a file" if root.exists() else "nothing"
-        raise DatasetError(root, expected="a BIDS folder", found=found, remedy="check the path")
-    truth = root / _TRUTH_FOLDER
-    has_truth = (truth / "dataset_description.json").is_file()
-    try:
-        return BIDSLayout(root, validate=False, derivatives=[str(truth)] if has_truth else False)
-    except (OSError, ValueError) as error:
-        _find_broken_json(root)
-        found = " ".join(str(error).split())
-        remedy = "run the BIDS validator on it"
-        raise DatasetError(root, expected="a BIDS dataset", found=found, remedy=remedy) from error
-
-
-def _find_broken_json(root: Path) -> None:
-    """Name the file, which pybids does not do in every case."""
-    for path in sorted(root.rglob("*.json")):
-        try:
-            json.loads(path.read_bytes())
-        except (ValueError, OSError) as error:
-            found = str(error).splitlines()[0]
-            raise DatasetError(
-                path, expected="JSON", found=found, remedy="mend or remove the file"
-            ) from error
+    found = LAYOUTS[layout].find_pairs(root)
+    return (
+        [pair for pair in found if isinstance(pair, Pair)],
+        [refusal for refusal in found if isinstance(refusal, Refusal)],
+    )
 
 
 def _entity(file: Any, name: str) -> str:
@@ -152,6 +153,42 @@ def _choose_mri(pet: Any, mris: Sequence[Any]) -> Any:
     """Prefer the PET's session, then none, then any; `mris` are sorted by path."""
     rank = {_entity(pet, "session"): 0, "": 1}
     return min(mris, key=lambda mri: min(rank.get(_entity(mri, "session"), 2), 2))
+
+
+def _pair_or_refusal(
+    layout: Any, pet: Any, mris: Sequence[Any], broken: dict[Path, DatasetError]
+) -> Pair | Refusal:
+    try:
+        for file in (pet, _choose_mri(pet, mris)):
+            if sidecar_of(file.path) in broken:
+                raise broken[sidecar_of(file.path)]
+        return _to_pair(layout, pet, mris)
+    except DatasetError as error:
+        return Refusal(
+            subject=_entity(pet, "subject"),
+            session=_entity(pet, "session") or None,
+            tracer=_tracer_label(pet),
+            error=error,
+        )
+
+
+def _tracer_label(pet: Any) -> str | None:
+    label = _entity(pet, "tracer")
+    try:
+        return get_tracer(label).name
+    except ConfigError:
+        return label or None
+
+
+def _refuse_link(root: Path, link: Path) -> Refusal:
+    subject = re.match(r"sub-([^/]+)", link.relative_to(root).as_posix())
+    error = ImageError(
+        link,
+        expected="a folder",
+        found="a link to one, which is not followed",
+        remedy="move or copy the folder into the dataset",
+    )
+    return Refusal(subject[1] if subject else "n/a", None, None, error)
 
 
 def _to_pair(layout: Any, pet: Any, mris: Sequence[Any]) -> Pair:
@@ -258,19 +295,32 @@ def _table(layout: Any, dseg: str) -> str | None:
     return None
 
 
-def _identity(pair: Pair) -> tuple[str, str, str]:
-    return (pair.subject, pair.session or "", pair.tracer)
+def _identity(pair: Pair | Refusal) -> tuple[str, str, str]:
+    return (pair.subject, pair.session or "", pair.tracer or "")
 
 
-def _refuse_duplicates(pairs: Sequence[Pair]) -> None:
-    for pair, following in itertools.pairwise(pairs):
-        if _identity(pair) == _identity(following):
-            raise DatasetError(
-                following.pet,
+def _refuse_duplicates(found: Iterable[Pair | Refusal]) -> list[Pair | Refusal]:
+    """Refuse all PETs of one subject, session and tracer: choosing one would be a guess."""
+    result: list[Pair | Refusal] = []
+    for _, group in itertools.groupby(found, key=_identity):
+        members = list(group)
+        pairs = [pair for pair in members if isinstance(pair, Pair)]
+        if len(pairs) < 2:
+            result += members
+            continue
+        names = [Path(pair.pet).name for pair in pairs]
+        for member in members:
+            if isinstance(member, Refusal):
+                result.append(member)
+                continue
+            error = DatasetError(
+                member.pet,
                 expected="one PET per subject, session and tracer",
-                found=f"also {Path(pair.pet).name}",
+                found=f"also {', '.join(name for name in names if name != Path(member.pet).name)}",
                 remedy="keep one of them in the dataset",
             )
+            result.append(Refusal(member.subject, member.session, member.tracer, error))
+    return result
 
 
 def _warn_left_out(why: str, subjects: set[str]) -> None:

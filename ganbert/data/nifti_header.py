@@ -79,10 +79,16 @@ class StoredImage:
 
 def unreadable(path: Path, error: BaseException) -> ImageError:
     """Return what to tell the user when a library or the system cannot read `path`."""
-    found = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    # nibabel and gzip repeat the path, which the error already carries.
-    found = found.splitlines()[0].replace(str(path), "the file")
     remedy = "convert or copy the image again"
+    if isinstance(error, gzip.BadGzipFile | zlib.error):
+        found = "a damaged gzip stream"  # the library's text quotes bytes of the file
+    elif isinstance(error, EOFError):
+        found = "a gzip stream that is cut short"
+    elif isinstance(error, OSError) and error.strerror:
+        found, remedy = error.strerror, "check the file, its links and its permissions"
+    else:
+        # nibabel repeats the path, which the error already carries.
+        found = (str(error) or type(error).__name__).splitlines()[0].replace(str(path), "the file")
     return ImageError(path, expected="a readable NIfTI", found=found, remedy=remedy)
 
 
@@ -243,7 +249,8 @@ def _world_affine(path: Path, header: Any) -> tuple[Affine, str | None]:
         raise ImageError(path, expected="a known orientation", found=found, remedy=remedy)
     affine = np.array(header.get_sform() if codes[0] > 0 else header.get_qform(), np.float64)
     if not _has_rank_3(affine):
-        raise ImageError(path, expected="an affine of rank 3", found="less", remedy=remedy)
+        found = "less" if np.isfinite(affine).all() else "NaN or infinity in it"
+        raise ImageError(path, expected="an affine of rank 3", found=found, remedy=remedy)
     note = None
     if min(codes) > 0:
         note = _compare_forms(path, header, affine)

@@ -29,7 +29,7 @@ OPTIONS = {
     "model": {"config", "--size", "--micro-batch"},
     "inspect": {"prepared", "--verify", "--tokens", "--intensity-ratio"},
     "phantom": {"out", "--subjects", "--tracer", "--seed", "--size", "--jobs"},
-    "prepare": {"bids", "out", "--size", "--seed", "--layout", "--jobs"},
+    "prepare": {"bids", "out", "--size", "--seed", "--layout", "--jobs", "--strict"},
     "report": {"run", "--data"},
     "train": {
         "--config",

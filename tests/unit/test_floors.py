@@ -28,7 +28,17 @@ FLOORS = (
         "telemetry",
         "token_bands",
     },
-    {"engines", "checkpoint", "runs", "predict", "derivatives", "report", "burden", "score_table"},
+    {
+        "burden",
+        "checkpoint",
+        "derivatives",
+        "engines",
+        "predict",
+        "prepared_folder",
+        "report",
+        "runs",
+        "score_table",
+    },
     {"steps"},
     {
         "train",
@@ -44,8 +54,8 @@ FLOORS = (
 )
 # The same inside data/.
 DATA_FLOORS = (
-    {"volume", "index", "regions"},
-    {"nifti_header"},
+    {"volume", "index", "regions", "refusals"},
+    {"nifti_header", "bids_index"},
     {"nifti", "phantom_template"},
     {"phantom_anatomy"},
     {"phantom_uptake", "phantom_scanner"},

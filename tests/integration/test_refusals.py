@@ -1,0 +1,191 @@
+"""A dataset with every defect: each is refused for its reason, and the others go on."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from ganbert.atomic import write_text
+from ganbert.cli import app
+from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID
+from ganbert.data.index import load_index
+from ganbert.errors import EXIT_SOME_REFUSED, DatasetError, ImageError, OutputError
+from ganbert.prepare import Prepared, prepare
+from tests.bids_tree import write_t1w, write_tree
+from tests.defects import DEFECTS, END, PERSON, SOUND, START, prepare_defects, table, write_defects
+
+USABLE = {"disagree", "integers", "oblique", "fourth"}
+
+
+def run(bids: Path, out: Path, **changes: Any) -> Prepared:
+    options: dict[str, Any] = {
+        "mri_grid": TINY_MRI_GRID,
+        "pet_grid": TINY_PET_GRID,
+        "jobs": 1,
+        "console": Console(quiet=True),
+    } | changes
+    return prepare(bids, out, **options)
+
+
+def report(out: Path) -> list[dict[str, str]]:
+    with (out / "prepare-report.tsv").open(newline="") as stream:
+        return list(csv.DictReader(stream, delimiter="\t"))
+
+
+def damage(bids: Path, subject: str) -> Path:
+    """Cut the T1w of a subject short."""
+    path = bids / f"sub-{subject}/anat/sub-{subject}_T1w.nii.gz"
+    path.write_bytes(path.read_bytes()[:-100])
+    return path
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    folder = tmp_path_factory.mktemp("hostile")
+    return prepare_defects(write_defects(folder / "bids"), folder / "out"), folder / "out"
+
+
+@pytest.mark.parametrize("subject", [*SOUND, *DEFECTS])
+def test_each_defect_has_its_fate(subject: str, hostile: tuple[dict[str, Any], Path]) -> None:
+    lines = hostile[0][subject]
+    assert lines, "not in the report"
+    refused = [line for line in lines if line["status"] == "refused"]
+    if subject in (*SOUND, *USABLE):
+        assert not refused
+        return
+    assert refused
+    _, kind, _ = DEFECTS[subject]
+    for line in refused:
+        assert line["reason"].startswith("expected ")
+        assert line["file"].startswith(f"sub-{subject}/")
+        if subject != "folders":
+            assert f"_{kind}." in line["file"]
+
+
+def test_the_index_knows_the_usable_ones(hostile: tuple[dict[str, Any], Path]) -> None:
+    by_subject, out = hostile
+    rows = load_index(out).rows
+    prepared = {s for s, lines in by_subject.items() if lines[0]["status"] == "prepared"}
+    assert {row.subject for row in rows} == prepared >= USABLE | set(SOUND)
+    # 8 subjects: sizes as if the others were not there.
+    assert sorted(row.split for row in rows).count("train") == len(rows) - 3
+
+
+def test_the_report_says_nothing_of_persons_or_places(
+    hostile: tuple[dict[str, Any], Path],
+) -> None:
+    out = hostile[1]
+    for path in [path for path in out.rglob("*") if path.is_file()]:
+        assert PERSON.encode() not in path.read_bytes(), path.name
+    text = (out / "prepare-report.tsv").read_text()
+    assert str(out.parent) not in text
+    assert "Traceback" not in text
+
+
+def test_the_page_tells_what_happens(
+    hostile: tuple[dict[str, Any], Path], repository: Path
+) -> None:
+    page = (repository / "docs" / "data.md").read_text()
+    told = page.split(START)[1].split(END)[0].strip()
+    assert told == table(hostile[0]), "run: python -m tests.defects docs/data.md"
+
+
+def test_exit_code_report_and_summary(tmp_path: Path) -> None:
+    bids, out = write_tree(tmp_path / "bids", 4), tmp_path / "out"
+    options = ["prepare", str(bids), str(out), "--size", "tiny", "--jobs", "2"]
+    damage(bids, "02")
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == EXIT_SOME_REFUSED == 65
+    assert "refused: 1 pairs" in result.output
+    assert "sub-02/anat/sub-02_T1w.nii.gz: expected a readable NIfTI" in result.output
+    lines = report(out)
+    assert list(lines[0]) == ["subject", "session", "tracer", "status", "file", "reason"]
+    assert [(x["subject"], x["tracer"], x["status"]) for x in lines] == [
+        ("01", "FDG", "prepared"),
+        ("02", "FDG", "refused"),
+        ("03", "FDG", "prepared"),
+        ("04", "FDG", "prepared"),
+    ]
+    assert [row.subject for row in load_index(out).rows] == ["01", "03", "04"]
+    # Mended, it is picked up, and the others are not made again.
+    write_t1w(bids, "02")
+    before = {path: path.stat().st_mtime_ns for path in (out / "cache").iterdir()}
+    assert CliRunner().invoke(app, options).exit_code == 0
+    assert [row.subject for row in load_index(out).rows] == ["01", "02", "03", "04"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert {line["status"] for line in report(out)} == {"prepared"}
+
+
+def test_strict_stops_at_the_first(tmp_path: Path) -> None:
+    bids, out = write_tree(tmp_path / "bids", 3), tmp_path / "out"
+    path = damage(bids, "02")
+    result = CliRunner().invoke(
+        app, ["prepare", str(bids), str(out), "--size", "tiny", "--jobs", "1", "--strict"]
+    )
+    assert isinstance(result.exception, ImageError)
+    assert str(result.exception.where) == str(path)
+    assert not (out / "index.json").exists()
+    assert not (out / "prepare-report.tsv").exists()
+
+
+def test_strict_refuses_a_sidecar_too(tmp_path: Path) -> None:
+    bids = write_tree(tmp_path / "bids", 3)
+    (bids / "sub-02/pet/sub-02_trc-18FFDG_pet.json").write_text("{")
+    with pytest.raises(DatasetError, match=r"sub-02_trc-18FFDG_pet\.json: expected JSON"):
+        run(bids, tmp_path / "out", strict=True)
+    assert [row.subject for row in run(bids, tmp_path / "out").index.rows] == ["01", "03"]
+
+
+def test_nothing_usable_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    bids, out = write_tree(tmp_path / "bids", 2), tmp_path / "out"
+    for subject in ("01", "02"):
+        damage(bids, subject)
+    with pytest.raises(DatasetError, match="one pair that can be used, found 2 that cannot"):
+        run(bids, out)
+    assert not out.exists()
+
+
+def test_an_index_does_not_outlive_what_it_says(tmp_path: Path) -> None:
+    bids, out = write_tree(tmp_path / "bids", 2), tmp_path / "out"
+    run(bids, out)
+    damage(bids, "01")
+    assert [row.subject for row in run(bids, out).index.rows] == ["02"]
+    damage(bids, "02")
+    with pytest.raises(DatasetError):
+        run(bids, out)
+    assert not (out / "index.json").exists()
+    assert not (out / "prepare-report.tsv").exists()
+
+
+def test_a_report_that_cannot_be_written_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bids, out = write_tree(tmp_path / "bids", 2), tmp_path / "out"
+
+    def fill_the_disk(file: Path, lines: object) -> None:
+        write_text(file, "subject\tses")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ganbert.data.refusals.write_tsv", fill_the_disk)
+    with pytest.raises(OutputError, match="No space left"):
+        run(bids, out)
+    assert sorted(path.name for path in out.iterdir()) == ["cache", "prepare.json"]
+
+
+def test_an_inherited_sidecar_that_nobody_can_read_is_an_error(tmp_path: Path) -> None:
+    bids = write_tree(tmp_path / "bids", 2)
+    (bids / "pet.json").write_text("{")
+    with pytest.raises(DatasetError, match=r"bids/pet\.json: expected JSON"):
+        run(bids, tmp_path / "out")
+
+
+def test_links_to_folders_in_a_circle_do_not_keep_it_busy(tmp_path: Path) -> None:
+    bids = write_tree(tmp_path / "bids", 3)
+    for number in range(4):
+        (bids / f"sub-01/anat/up{number}").symlink_to(bids, target_is_directory=True)
+    result = run(bids, tmp_path / "out")
+    assert len(result.index.rows) == 3
+    assert len(result.refusals) == 4

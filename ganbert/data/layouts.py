@@ -36,6 +36,7 @@ _TRUTH_FOLDER = Path("derivatives") / "phantom"
 _T1W_PATTERN = "sub-*/[ses-*/]anat/*_T1w.nii[.gz]"
 _PET_PATTERN = "sub-*/[ses-*/]pet/*_pet.nii[.gz]"
 _MAX_NEAR_MISSES = 3
+_LONGEST_S = 1e7
 
 
 class Layout(Protocol):
@@ -237,15 +238,21 @@ def _frames(path: str, sidecar: dict[str, Any]) -> tuple[tuple[float, ...], tupl
         )
     # BIDS counts frames from TimeZero, which may be the start of the scan.
     injection = sidecar.get("InjectionStart")
-    offset = float(injection) if isinstance(injection, int | float) else 0.0
+    offset = 0.0
+    if isinstance(injection, int | float):
+        (offset,) = _numbers(path, "InjectionStart", injection)
     return tuple(time - offset for time in start), duration
 
 
 def _numbers(path: str, key: str, value: Any) -> tuple[float, ...]:
     values = value if isinstance(value, list) else [value]
-    if not all(isinstance(number, int | float) for number in values):
+    # A comparison, since JSON knows NaN and whole numbers that no float holds.
+    if not all(isinstance(n, int | float) and abs(n) <= _LONGEST_S for n in values):
         raise DatasetError(
-            path, expected=f"numbers in '{key}'", found=repr(value), remedy="mend the sidecar"
+            path,
+            expected=f"numbers of seconds in '{key}'",
+            found="something else",  # which may be anything, and is not repeated
+            remedy="mend the sidecar",
         )
     return tuple(float(number) for number in values)
 

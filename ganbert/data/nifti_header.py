@@ -37,6 +37,7 @@ MAX_VOXELS = 2**31
 # A human body in any scanner, with room; what follows takes memory by the mm.
 EDGE_MM = (0.05, 100.0)
 MAX_EXTENT_MM = 2500.0
+MAX_BOX_MM3 = 1.5e9
 MAX_DISTANCE_MM = 1e5
 # A byte of a deflate stream stands for at most 1032 bytes (zlib, technical details).
 _MAX_DEFLATE_RATIO = 1032
@@ -131,7 +132,9 @@ def open_image(path: Path) -> StoredImage:
         shape = header.get_data_shape()
         _check_shape(path, shape)
         num_bytes = _check_size(path, voxel_path, header)
-        affine, note = _world_affine(path, header)
+        # What overflows is found too large afterwards.
+        with np.errstate(all="ignore"):
+            affine, note = _world_affine(path, header)
         voxels = ArrayProxy(str(voxel_path), header, mmap=False)
     except UNREADABLE as error:
         raise unreadable(path, error) from error
@@ -305,8 +308,11 @@ def _check_extent(path: Path, affine: Affine, shape: tuple[int, ...]) -> None:
         found = " x ".join(f"{edge:.3g}" for edge in edges) + " mm"
         raise ImageError(path, expected=expected, found=found, remedy=remedy)
     world = (affine @ _corners(shape))[:3]
-    extent, distance = float(np.ptp(world, axis=1).max()), float(np.abs(world).max())
-    if extent > MAX_EXTENT_MM or distance > MAX_DISTANCE_MM:
+    extents, distance = np.ptp(world, axis=1), float(np.abs(world).max())
+    is_small = extents.max() <= MAX_EXTENT_MM and extents.prod() <= MAX_BOX_MM3
+    if not is_small or distance > MAX_DISTANCE_MM:
         expected = f"an image of at most {MAX_EXTENT_MM:g} mm near the scanner's centre"
-        found = f"{extent:.3g} mm, up to {distance:.3g} mm away"
+        expected += f", in a box of {MAX_BOX_MM3 / 1e9:g} m3"
+        found = " x ".join(f"{extent:.3g}" for extent in extents)
+        found += f" mm, up to {distance:.3g} mm away"
         raise ImageError(path, expected=expected, found=found, remedy=remedy)

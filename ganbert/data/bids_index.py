@@ -140,16 +140,33 @@ def _broken_json(top: Path, root: Path) -> Iterator[tuple[Path, DatasetError]]:
                 yield path, problem
 
 
+def _contradicted(path: Path, content: dict[str, Any]) -> list[str]:
+    """Return the keys whose values contradict the file's name, at which pybids would stop."""
+    # Keys of BIDS sidecars are in CamelCase, entities are not.
+    keys = [key for key, value in content.items() if key.islower() and value is not None]
+    if not keys or not is_sidecar(path):
+        return []
+    from bids.layout import parse_file_entities  # slow to import
+
+    said = parse_file_entities(str(path.absolute()))
+    return sorted(key for key in keys if key in said and str(content[key]) != str(said[key]))
+
+
 def _problem_of(path: Path, root: Path) -> DatasetError | None:
     expected, remedy = "JSON with an object", "mend or remove the file"
     try:
         check_inside(str(path), root)
         if not path.is_file():
             found = "a link to nothing" if path.is_symlink() else "no regular file"
-        elif isinstance(json.loads(path.read_bytes()), dict):
-            return None
-        else:
+        elif not isinstance(content := json.loads(path.read_bytes()), dict):
             found = "something else"
+        elif contradicted := _contradicted(path, content):
+            expected = "what the name of the file says"
+            found = f"another value in {', '.join(contradicted)}"
+        else:
+            # Text that JSON can spell and no database takes: half of a surrogate pair.
+            json.dumps(content, ensure_ascii=False).encode()
+            return None
     except ImageError as error:
         expected, found, remedy = error.expected, error.found, error.remedy
     except (ValueError, OSError, RecursionError) as error:

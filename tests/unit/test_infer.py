@@ -213,6 +213,22 @@ def test_several_bad_images_are_counted(bids: Path, tmp_path: Path, tiny_export:
     assert not (tmp_path / "out").exists()
 
 
+def test_which_of_two_affines_counts_is_said(bids: Path, tmp_path: Path, tiny_export: Path) -> None:
+    path = bids / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    image = nib.load(path)
+    image.set_qform(np.diag([6.0, 6.0, 6.0, 1.0]), "scanner")
+    nib.Nifti1Image(image.get_fdata(dtype=np.float32), None, image.header).to_filename(path)
+    console = Console(file=io.StringIO(), width=300)
+    infer(bids, tmp_path / "out", model=tiny_export, participant_labels=["01"], console=console)
+    assert "sub-01: sform and qform disagree by up to" in console.file.getvalue()
+
+
+def test_links_to_folders_in_a_circle_do_not_keep_it_busy(bids: Path) -> None:
+    for number in range(4):
+        (bids / f"sub-01/anat/up{number}").symlink_to(bids, target_is_directory=True)
+    assert len(find_scans(bids)) == 3
+
+
 def test_a_dataset_without_t1w_says_what_is_there(tmp_path: Path, tiny_export: Path) -> None:
     with pytest.raises(DatasetError, match="no NIfTI file at all"):
         infer(tmp_path, tmp_path / "out", model=tiny_export, console=QUIET)

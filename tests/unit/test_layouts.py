@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ganbert.data.layouts import LAYOUTS, find_pairs
+from ganbert.data.layouts import LAYOUTS, find_pairs, survey
 from ganbert.errors import ConfigError, DatasetError
 from tests.bids_tree import head, write_description, write_image, write_pet, write_t1w, write_tree
 
@@ -125,6 +125,21 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], str]] = {
         "2 frames, which is what is supported now, found 1",
     ),
     "frames in words": (lambda root: write_pet(root, "01", FrameTimesStart=["a", "b"]), "numbers"),
+    "frames that are NaN": (
+        lambda root: write_pet(root, "01", FrameTimesStart=[0, float("nan")]), "numbers of seconds"
+    ),
+    "a duration that no float holds": (
+        lambda root: write_pet(root, "01", FrameDuration=[1, 10**400]), "numbers of seconds"
+    ),
+    "an infinite injection": (
+        lambda root: write_pet(root, "01", InjectionStart=float("inf")), "in 'InjectionStart'"
+    ),
+    "another name than the file's": (
+        lambda root: write_pet(root, "01", suffix="T1w"), "found another value in suffix"
+    ),
+    "half a character": (
+        lambda root: write_pet(root, "01", Manufacturer="\ud800"), "surrogates not allowed"
+    ),
     "unknown tracer": (
         lambda root: write_pet(root, "01", tracer="11CPIB", TracerName="PiB"),
         "one of AV45, AV1451, FDG, found 11CPIB and PiB",
@@ -135,7 +150,7 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], str]] = {
         "one PET per subject, session and tracer",
     ),
     "broken JSON": (break_json, "sub-01_trc-18FFDG_pet.json: expected JSON"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -147,6 +162,27 @@ def test_an_unusable_sidecar_is_one_line_with_its_path(problem: str, tmp_path: P
         find_pairs(tmp_path)
     assert "sub-01" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_wrong_with_one_pair_costs_no_other(tmp_path: Path) -> None:
+    write_tree(tmp_path, 3)
+    write_pet(tmp_path, "01", Units=None)
+    (tmp_path / "sub-02/anat/sub-02_T1w.json").write_text("no JSON")
+    pairs, refusals = survey(tmp_path)
+    assert [pair.subject for pair in pairs] == ["03"]
+    assert [(r.subject, r.tracer) for r in refusals] == [("01", "FDG"), ("02", "FDG")]
+    assert [refusal.label for refusal in refusals] == ["sub-01 FDG", "sub-02 FDG"]
+    assert Path(str(refusals[1].error.where)).name == "sub-02_T1w.json"
+
+
+def test_what_pybids_does_not_read_is_not_read(tmp_path: Path) -> None:
+    write_tree(tmp_path, 1)
+    for folder in (".git", "sourcedata", "derivatives/other"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "broken.json").write_text("{")
+    (tmp_path / "derivatives" / "up").symlink_to(tmp_path, target_is_directory=True)
+    pairs, refusals = survey(tmp_path)
+    assert (len(pairs), refusals) == (1, [])
 
 
 def test_no_t1w_says_where_was_looked_and_what_came_near(tmp_path: Path) -> None:

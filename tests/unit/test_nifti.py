@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -376,3 +377,18 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(ImageError, match="found Permission denied"):
         check_header(tmp_path / "whole.nii")
+
+
+def test_a_claim_that_the_stream_does_not_bear_out_costs_no_memory(tmp_path: Path) -> None:
+    header = dimensions(500, 500, 500)(whole_file(tmp_path, ".nii"))  # 500 MB of float32
+    noise = np.random.default_rng(0).bytes(1 << 20)
+    path = tmp_path / "bad.nii.gz"
+    path.write_bytes(gzip.compress(header + noise, compresslevel=1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageError, match="500000352 bytes, as its header says, found 1049408"):
+            read_volume(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 << 20

@@ -121,8 +121,9 @@ def prepare(
     _check_options(fractions, jobs)
     console = console or Console(stderr=True)
     refusals = _Refusals(strict)
-    pairs, refused = survey(bids, layout)
-    refusals.add(*refused)
+    pairs, unusable = survey(bids, layout)
+    left_out = [refusal for refusal in unusable if refusal.status == "left out"]
+    refusals.add(*(refusal for refusal in unusable if refusal.status == "refused"))
     plan = Plan(
         dataset=str(bids.resolve()),
         mri_grid=mri_grid,
@@ -150,7 +151,7 @@ def prepare(
             versions=_versions(),
             region_names=names,
         )
-        _report(bids, out, rows, refusals.all, notes)
+        _report(bids, out, rows, [*refusals.all, *left_out], notes)
         save_index(index, out)
     _show(bids, refusals.all, notes, console)
     return Prepared(index, tuple(refusals.all))

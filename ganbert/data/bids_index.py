@@ -2,7 +2,7 @@
 
 pybids stops at the first JSON file that it cannot read, and follows links to folders, which may go
 in a circle. Here the sidecar of a single image is left out, so that only that image suffers; links
-to folders are not followed.
+to folders are not followed, and a folder that may not be read stops nobody.
 """
 
 import json
@@ -76,7 +76,7 @@ def index_bids(
     derivatives: Iterable[Path] = (),
     index_metadata: bool = True,
 ) -> Any:
-    """Return the `BIDSLayout` of a dataset, without following links to folders.
+    """Return the `BIDSLayout` of a dataset, without its closed folders.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def index_bids(
 
     tops = [top.absolute() for top in (root, *derivatives)]
     patterns = [re.compile(r"^/(code|models|sourcedata|stimuli)")]  # pybids' own default
-    for path in (*(link for top in tops for link in folder_links(top)), *ignore):
+    for path in (*(folder for top in tops for folder in closed_folders(top)), *ignore):
         for top in tops:
             if top in path.absolute().parents:
                 name = path.absolute().relative_to(top).as_posix()
@@ -103,20 +103,29 @@ def index_bids(
     )
 
 
-def folder_links(root: Path, pattern: str = "*") -> list[Path]:
-    """Return the links to folders in what is indexed of a dataset.
+def closed_folders(root: Path, pattern: str = "*") -> dict[Path, str]:
+    """Return the folders of a dataset that are not looked into, and what is found instead.
 
     Parameters
     ----------
     pattern : of the first part of their names relative to `root`
+
+    Returns
+    -------
+    Links to folders, and folders that may not be read.
     """
-    return sorted(
-        path
-        for folder, names, _ in _walk(root)
-        for name in names
-        if (path := folder / name).is_symlink()
-        and Path(path.relative_to(root).parts[0]).match(pattern)
-    )
+    closed = {}
+    for place, names, _ in _walk(root):
+        for folder in (place / name for name in names):
+            if folder.is_symlink():
+                closed[folder] = "a link to one, which is not followed"
+            elif not os.access(folder, os.R_OK | os.X_OK):
+                closed[folder] = "one that may not be read"
+    return {
+        folder: found
+        for folder, found in closed.items()
+        if Path(folder.relative_to(root).parts[0]).match(pattern)
+    }
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:

@@ -7,8 +7,8 @@ file names. What is decided here:
 
 * A PET is paired with a T1w of its own session, else with one without a session, else with the
   first of another session; among several of one place the first by name.
-* Subjects with only one of the two are left out with a warning, since real cohorts have them; a
-  dataset without any pair is an error that says where was looked and what came near.
+* Subjects with only one of the two are left out, which is said and no error, since real cohorts
+  have them; a dataset without any pair is an error that says where was looked and what came near.
 * Unit and frames come from the sidecar and are never guessed.
 * The names of regions come from the nearest `_dseg.tsv` by inheritance.
 * What is wrong with one pair (its sidecar, another PET of the same name) is a `Refusal` in its
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ganbert.config import NUM_FRAMES
-from ganbert.data.bids_index import folder_links, open_bids, sidecar_of
+from ganbert.data.bids_index import closed_folders, open_bids, sidecar_of
 from ganbert.data.refusals import Refusal
 from ganbert.data.volume import Pair
 from ganbert.errors import ConfigError, DatasetError, ImageError
@@ -76,8 +76,15 @@ class BidsLayout:
         if not pets:
             raise _nothing_found(root, "pet", _PET_PATTERN)
         with_pet = {_entity(pet, "subject") for pet in pets}
-        _warn_left_out("without a T1w", with_pet - set(mris))
-        _warn_left_out("without a PET", set(mris) - with_pet)
+        closed = [
+            _refuse_folder(root, *item) for item in sorted(closed_folders(root, "sub-*").items())
+        ]
+        # What lies in a closed folder cannot be said to be missing.
+        known = {refusal.subject for refusal in closed}
+        left_out = [
+            *_leave_out(root, "T1w", with_pet - set(mris) - known),
+            *_leave_out(root, "PET", set(mris) - with_pet - known),
+        ]
         found = [
             _pair_or_refusal(layout, pet, mris[_entity(pet, "subject")], broken)
             for pet in pets
@@ -86,8 +93,7 @@ class BidsLayout:
         if not found:
             raise _nothing_found(root, "T1w", f"a subject with {_T1W_PATTERN} and {_PET_PATTERN}")
         found = _refuse_duplicates(sorted(found, key=_identity))
-        # Not followed, so what lies behind cannot be said.
-        return [*found, *(_refuse_link(root, link) for link in folder_links(root, "sub-*"))]
+        return [*found, *closed, *left_out]
 
 
 LAYOUTS: dict[str, Layout] = {"bids": BidsLayout()}
@@ -109,12 +115,13 @@ def find_pairs(root: Path, layout: str = "bids") -> list[Pair]:
     """
     pairs, refusals = survey(root, layout)
     for refusal in refusals:
-        raise refusal.error
+        if refusal.status == "refused":
+            raise refusal.error
     return pairs
 
 
 def survey(root: Path, layout: str = "bids") -> tuple[list[Pair], list[Refusal]]:
-    """Return all pairs of T1w and PET below `root`, and those that cannot be used.
+    """Return all pairs of T1w and PET below `root`, and those that cannot be used or lack one.
 
     Parameters
     ----------
@@ -181,14 +188,10 @@ def _tracer_label(pet: Any) -> str | None:
         return label or None
 
 
-def _refuse_link(root: Path, link: Path) -> Refusal:
-    subject = re.match(r"sub-([^/]+)", link.relative_to(root).as_posix())
-    error = ImageError(
-        link,
-        expected="a folder",
-        found="a link to one, which is not followed",
-        remedy="move or copy the folder into the dataset",
-    )
+def _refuse_folder(root: Path, folder: Path, found: str) -> Refusal:
+    subject = re.match(r"sub-([^/]+)", folder.relative_to(root).as_posix())
+    remedy = "check its permissions, or move it into the dataset"
+    error = ImageError(folder, expected="a folder of the dataset", found=found, remedy=remedy)
     return Refusal(subject[1] if subject else "n/a", None, None, error)
 
 
@@ -330,10 +333,15 @@ def _refuse_duplicates(found: Iterable[Pair | Refusal]) -> list[Pair | Refusal]:
     return result
 
 
-def _warn_left_out(why: str, subjects: set[str]) -> None:
+def _leave_out(root: Path, lacking: str, subjects: set[str]) -> list[Refusal]:
     if subjects:
         labels = ", ".join(f"sub-{subject}" for subject in sorted(subjects))
-        _log.warning("left out, %s: %s", why, labels)
+        _log.warning("left out, without a %s: %s", lacking, labels)
+    problem = {"expected": "a T1w and a PET", "found": f"no {lacking}", "remedy": "add it"}
+    return [
+        Refusal(subject, None, None, DatasetError(root / f"sub-{subject}", **problem), "left out")
+        for subject in sorted(subjects)
+    ]
 
 
 def _nothing_found(root: Path, suffix: str, pattern: str) -> DatasetError:

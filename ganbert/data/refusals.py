@@ -1,4 +1,4 @@
-"""What became of each pair: used, or refused and why; as a table beside the cache.
+"""What became of each pair: used, refused or left out, and why; as a table beside the cache.
 
     prepare-report.tsv      subject, session, tracer, status, file, reason: a line for each pair
 
@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ganbert.atomic import replacing
 from ganbert.errors import GanbertError, ImageError
@@ -30,12 +31,14 @@ class Refusal:
     subject, session : BIDS labels without `sub-` and `ses-`; session may be absent
     tracer : short name; the label of the file's name, or nothing, where there is no such tracer
     error : why; its `where` is the file
+    status : "left out": nothing is wrong, a subject has only one of the two images
     """
 
     subject: str
     session: str | None
     tracer: str | None
     error: GanbertError
+    status: Literal["refused", "left out"] = "refused"
 
     @property
     def label(self) -> str:
@@ -65,7 +68,7 @@ def refusal_line(refusal: Refusal, root: Path) -> Line:
         "subject": refusal.subject,
         "session": refusal.session or _UNKNOWN,
         "tracer": refusal.tracer or _UNKNOWN,
-        "status": "refused",
+        "status": refusal.status,
         "file": relative_name(refusal.error.where, root),
         "reason": reason_of(refusal.error, root),
     }

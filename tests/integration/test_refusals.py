@@ -139,6 +139,20 @@ def test_strict_refuses_a_sidecar_too(tmp_path: Path) -> None:
     assert [row.subject for row in run(bids, tmp_path / "out").index.rows] == ["01", "03"]
 
 
+def test_who_has_only_one_image_is_listed_and_no_fault(tmp_path: Path) -> None:
+    bids, out = write_tree(tmp_path / "bids", 2), tmp_path / "out"
+    write_t1w(bids, "03")
+    assert run(bids, out, strict=True).refusals == ()
+    assert report(out)[2] == {
+        "subject": "03",
+        "session": "n/a",
+        "tracer": "n/a",
+        "status": "left out",
+        "file": "sub-03",
+        "reason": "expected a T1w and a PET, found no PET; add it",
+    }
+
+
 def test_nothing_usable_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     bids, out = write_tree(tmp_path / "bids", 2), tmp_path / "out"
     for subject in ("01", "02"):

@@ -175,6 +175,20 @@ def test_what_is_wrong_with_one_pair_costs_no_other(tmp_path: Path) -> None:
     assert Path(str(refusals[1].error.where)).name == "sub-02_T1w.json"
 
 
+def test_a_folder_that_may_not_be_read_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tree(tmp_path, 3)
+    closed = tmp_path / "sub-02" / "pet"
+    # The administrator may read everything, so the mode of the folder is no test.
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != closed)
+    pairs, refusals = survey(tmp_path)
+    assert [pair.subject for pair in pairs] == ["01", "03"]
+    assert [(r.subject, str(r.error.where), r.error.found) for r in refusals] == [
+        ("02", str(closed), "one that may not be read")
+    ]
+
+
 def test_what_pybids_does_not_read_is_not_read(tmp_path: Path) -> None:
     write_tree(tmp_path, 1)
     for folder in (".git", "sourcedata", "derivatives/other"):

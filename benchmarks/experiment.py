@@ -2,17 +2,21 @@
 
 A cell is one training (recipe, overrides, seed) and its evaluation, made with the commands that a
 user has. Its scores are added to WORK/scores.tsv when it is done; what stands there is not done
-again, and a cell that was stopped goes on from its last checkpoint.
+again, and a cell that was stopped goes on from its last checkpoint. A digest of the recipe stands
+beside the scores: figures of another recipe of the same name are refused, not mixed in.
 """
 
 import copy
 import csv
+import hashlib
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -31,8 +35,9 @@ REGIMES = {"paper": 9.0, "suvr": 2.0}  # normalised 99.9th percentile of the tra
 FIGURES = ("psnr", "ssim", "rmse", "intensity_distance", "top_recall")
 MEAN = "training mean"
 LEARNING_RATE = "discriminator.json"  # override of the adversary's engine, not of run.yaml
-_KEYS = ("tracer", "regime", "name", "seed", "split", "reference", "subject")
+_KEYS = ("tracer", "regime", "name", "seed", "recipe", "split", "reference", "subject")
 _SCORES = "scores.tsv"
+_OF_THE_CELL = ("seed", "intensity_ratio")  # settings that are no part of the method
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,19 @@ class Commands:
             raise SystemExit(status)
 
 
+def positive(text: str) -> int:
+    """Type of --jobs.
+
+    Raises
+    ------
+    ValueError
+        If it is no number above 0.
+    """
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
+
+
 def same_options(work: Path, options: dict[str, Any]) -> None:
     """Refuse to mix cohorts or numbers of steps in one folder."""
     work.mkdir(parents=True, exist_ok=True)
@@ -135,20 +153,48 @@ def _override(content: dict[str, Any], dotted: str, value: object) -> None:
     content[name] = copy.deepcopy(value)
 
 
-def _write_recipe(folder: Path, cell: Cell, ratio: float) -> None:
-    """Copy a recipe, with other settings in run.yaml and another learning rate of the adversary."""
-    shutil.copytree(ROOT / "ds_configs" / cell.recipe, folder, dirs_exist_ok=True)
-    settings = yaml.safe_load((folder / "run.yaml").read_text())
-    settings |= {"seed": cell.seed, "intensity_ratio": ratio, "keep_checkpoints": 1}
-    engine = json.loads((folder / "discriminator.json").read_text())
+def _resolve(cell: Cell) -> dict[str, dict[str, Any]]:
+    """Contents of the recipe's files by name, with the cell's overrides and without its seed."""
+    folder = ROOT / "ds_configs" / cell.recipe
+    run = yaml.safe_load((folder / "run.yaml").read_text()) | {"keep_checkpoints": 1}
+    engines = {
+        name: json.loads((folder / name).read_text())
+        for name in ("generator.json", "discriminator.json")
+    }
     for dotted, value in cell.overrides.items():
         if dotted == LEARNING_RATE:
-            _override(engine, "optimizer.params.lr", value)
-            _override(engine, "scheduler.params.warmup_max_lr", value)
+            _override(engines[LEARNING_RATE], "optimizer.params.lr", value)
+            _override(engines[LEARNING_RATE], "scheduler.params.warmup_max_lr", value)
         else:
-            _override(settings, dotted, value)
+            _override(run, dotted, value)
+    return {"run.yaml": {k: v for k, v in run.items() if k not in _OF_THE_CELL}, **engines}
+
+
+def digest(cell: Cell) -> str:
+    """What tells a cell's recipe from another of the same name."""
+    return hashlib.sha256(json.dumps(_resolve(cell), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _write_recipe(folder: Path, cell: Cell, ratio: float) -> None:
+    """Write the cell's recipe, unless another one has begun to train under its name.
+
+    Raises
+    ------
+    SystemExit
+        If so.
+    """
+    mark = folder / "digest"
+    if mark.exists() and mark.read_text() != digest(cell):
+        sys.exit(
+            f"{folder}: begun with other settings; remove it and its training, or go elsewhere"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    content = _resolve(cell)
+    settings = content.pop("run.yaml") | {"seed": cell.seed, "intensity_ratio": ratio}
     (folder / "run.yaml").write_text(yaml.safe_dump(settings))
-    (folder / "discriminator.json").write_text(json.dumps(engine))
+    for name, engine in content.items():
+        (folder / name).write_text(json.dumps(engine))
+    mark.write_text(digest(cell))
 
 
 def _make(cell: Cell, work: Path, options: dict[str, Any], commands: Commands) -> list[list[str]]:
@@ -166,9 +212,8 @@ def _make(cell: Cell, work: Path, options: dict[str, Any], commands: Commands) -
         for row in csv.DictReader(stream, delimiter="\t"):
             if row["mask"] == "head" and row["method"] in names:
                 about = [cell.tracer, cell.regime, names[row["method"]], str(cell.seed)]
-                about += [options["split"], row["reference"], row["subject"]]
+                about += [digest(cell), options["split"], row["reference"], row["subject"]]
                 lines.append(about + [row[figure] for figure in FIGURES])
-    shutil.rmtree(output / "checkpoints", ignore_errors=True)
     return lines
 
 
@@ -197,34 +242,73 @@ def make_cells(
     Raises
     ------
     SystemExit
-        If a command fails or was stopped; the cells that are done are kept.
+        If scores.tsv has a cell with another recipe, or a command fails or was stopped; the cells
+        that are done are kept.
     """
-    done = {(s["tracer"], s["regime"], s["name"], int(s["seed"])) for s in read_scores(work)}
-    missing = [c for c in cells if (c.tracer, c.regime, c.name, c.seed) not in done]
+    done = {
+        (s["tracer"], s["regime"], s["name"], int(s["seed"])): s["recipe"]
+        for s in read_scores(work)
+        if s["name"] != MEAN
+    }
+    missing = []
+    for cell in cells:
+        found = done.get((cell.tracer, cell.regime, cell.name, cell.seed))
+        if found is None:
+            missing.append(cell)
+        elif found != digest(cell):
+            sys.exit(
+                f"{work / _SCORES}: {cell.folder} was made with another recipe ({found}, now "
+                f"{digest(cell)}); remove its lines, or use another folder"
+            )
     for tracer in dict.fromkeys(cell.tracer for cell in missing):
         prepare_cohort(work, tracer, options, commands)
+    lock, count = threading.Lock(), iter(range(1, len(missing) + 1))
+
+    def make(cell: Cell) -> None:
+        lines = _make(cell, work, options, commands)
+        with lock:
+            _add_scores(work, lines)
+            sys.stderr.write(f"{next(count)}/{len(missing)} {cell.folder}\n")
+        # Only now: without its scores a cell would have to be trained again.
+        shutil.rmtree(work / cell.folder / "checkpoints", ignore_errors=True)
+
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(_make, cell, work, options, commands): cell for cell in missing}
-        for number, future in enumerate(as_completed(waiting), start=1):
-            _add_scores(work, future.result())
-            sys.stderr.write(f"{number}/{len(missing)} {waiting[future].folder}\n")
+        waiting = [pool.submit(make, cell) for cell in missing]
+        try:
+            for future in as_completed(waiting):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def by_subject(
-    scores: Sequence[dict[str, str]], figure: str, **where: str
+    scores: Sequence[dict[str, str]], figure: str, seeds: Sequence[int], **where: str
 ) -> dict[str, list[float]]:
-    """Values of a figure by subject, one for each seed, of the lines that match `where`."""
+    """Values of a figure by subject, one for each of `seeds`, of the lines that match `where`.
+
+    Raises
+    ------
+    SystemExit
+        If a seed is missing: a mean over other seeds would compare seeds and not methods.
+    """
     values: dict[str, dict[int, float]] = {}
     for line in scores:
         if all(line[key] == value for key, value in where.items()):
-            values.setdefault(line["subject"], {})[int(line["seed"])] = float(line[figure])
-    return {
-        subject: [of_seed[seed] for seed in sorted(of_seed)] for subject, of_seed in values.items()
-    }
+            value = math.nan if line[figure] == "n/a" else float(line[figure])
+            values.setdefault(line["subject"], {})[int(line["seed"])] = value
+    for of_seed in values.values():
+        if not of_seed.keys() >= set(seeds):
+            sys.exit(f"{_SCORES}: {where}: expected seeds {list(seeds)}, found {sorted(of_seed)}")
+    return {subject: [of_seed[s] for s in seeds] for subject, of_seed in values.items()}
 
 
 def paired(method: dict[str, list[float]], baseline: dict[str, list[float]]) -> Estimate:
-    """Mean over subjects of the paired differences (mean over seeds), with its BCa interval."""
+    """Mean over subjects of the paired differences (mean over seeds), with its BCa interval.
+
+    The interval is over subjects, given these trainings: what another seed would change is not in
+    it.
+    """
     subjects = sorted(method)
     sides = [[float(np.mean(scores[s])) for s in subjects] for scores in (method, baseline)]
     return paired_bootstrap(*sides)

@@ -14,7 +14,7 @@ Two regimes (intensity_ratio): `paper`, in which the normalised PET reaches 9 an
 vocabulary, and `suvr`, in which it reaches 2. Figures are over the head of the held-out test
 subjects, in SUVR, against the real PET or its noise-free truth (--reference). The spread is over
 seeds; differences to L1 alone are paired by subject (mean over seeds) with 95 % BCa bootstrap
-intervals.
+intervals over subjects, given these trainings.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from experiment import (
     by_subject,
     difference,
     make_cells,
+    positive,
     read_scores,
     same_options,
 )
@@ -48,20 +49,22 @@ METHODS = {
 _COMPARED = ("psnr", "ssim", "intensity_distance", "top_recall")
 
 
-def format_table(scores: list[dict[str, str]], regime: str, where: dict[str, str]) -> list[str]:
+def format_table(
+    scores: list[dict[str, str]], methods: list[str], seeds: list[int], where: dict[str, str]
+) -> list[str]:
     """Lines of two Markdown tables: mean and sd over seeds; differences to L1 alone."""
     names = {MEAN: "mean of the training PETs", **METHODS}
     of_method = {
-        name: {figure: by_subject(scores, figure, name=name, **where) for figure in FIGURES}
-        for name in names
-        if any(s["name"] == name and s["tracer"] == where["tracer"] for s in scores)
+        name: {figure: by_subject(scores, figure, seeds, name=name, **where) for figure in FIGURES}
+        for name in (MEAN, *methods)
     }
+    regime = where["regime"]
     lines = [f"### Regime `{regime}`", "", f"| | {' | '.join(FIGURES)} |"]
     lines.append("|---" * (len(FIGURES) + 1) + "|")
     for name, figures in of_method.items():
         cells = []
         for figure in FIGURES:
-            by_seed = np.array(list(figures[figure].values())).mean(axis=0)
+            by_seed = np.nanmean(list(figures[figure].values()), axis=0)
             # The training mean has no seed: each cell repeats it.
             many = len(by_seed) > 1 and name != MEAN
             spread = f" ± {by_seed.std(ddof=1):.3f}" if many else ""
@@ -89,7 +92,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--size", choices=GRIDS, default="small")
     parser.add_argument("--max-steps", type=int, help="instead of the recipes' own")
     parser.add_argument("--reference", choices=("real", "truth"), default="real")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
+    parser.add_argument("--jobs", type=positive, default=2, help="trainings at a time")
     options = parser.parse_args()
     if "l1" not in options.methods:
         parser.error("--methods: l1 is what the others are compared with, name it too")
@@ -120,7 +123,7 @@ def main() -> None:
     ]
     for regime in chosen.regimes:
         where = {"tracer": chosen.tracer, "regime": regime, "reference": chosen.reference}
-        lines += format_table(scores, regime, where)
+        lines += format_table(scores, chosen.methods, chosen.seeds, where)
     text = "\n".join(lines)
     (work / f"table1-{chosen.tracer}-{chosen.reference}.md").write_text(text)
     sys.stdout.write(text)

@@ -27,15 +27,15 @@ BETTER = {"psnr": "higher", "ssim": "higher", "intensity_distance": "lower", "to
 COLOURS = ("#000000", "#E69F00", "#D55E00", "#56B4E9", "#009E73", "#0072B2", "#CC79A7")
 
 
-def differences(scores: list[dict[str, str]], tracer: str, regime: str) -> Figure:
+def differences(scores: list[dict[str, str]], tracer: str, regime: str, seeds: list[int]) -> Figure:
     """Draw one panel a figure: mean differences to L1 alone and their intervals."""
     names = [MEAN, *(name for name in METHODS if name != "l1")]
     figure, panels = plt.subplots(1, len(BETTER), figsize=(12, 3), sharey=True)
     for panel, name in zip(panels, BETTER, strict=True):
         where = {"tracer": tracer, "regime": regime, "reference": "real"}
-        base = by_subject(scores, name, name="l1", **where)
+        base = by_subject(scores, name, seeds, name="l1", **where)
         for row, method in enumerate(names):
-            interval = paired(by_subject(scores, name, name=method, **where), base)
+            interval = paired(by_subject(scores, name, seeds, name=method, **where), base)
             spread = [[interval.value - interval.low], [interval.high - interval.value]]
             panel.errorbar(interval.value, row, xerr=spread, fmt="o", color="#0072B2", capsize=3)
         panel.axvline(0, color="#888888", linewidth=1)
@@ -46,7 +46,9 @@ def differences(scores: list[dict[str, str]], tracer: str, regime: str) -> Figur
         )
         panel.tick_params(labelsize=8)
     panels[0].invert_yaxis()
-    figure.suptitle(f"{tracer}, regime {regime}: minus L1 alone, 95 % intervals", fontsize=10)
+    figure.suptitle(
+        f"{tracer}, regime {regime}: minus L1 alone, 95 % intervals over subjects", fontsize=10
+    )
     figure.tight_layout()
     return figure
 
@@ -84,14 +86,16 @@ def histograms(work: Path, tracer: str, regime: str, seed: int) -> Figure:
     return figure
 
 
-def images(work: Path, tracer: str, seed: int) -> Figure:
+def images(work: Path, tracer: str, regimes: list[str], seed: int) -> Figure:
     """Draw the middle axial slice of one test subject, a row for each regime."""
     prepared = work / f"prepared-{tracer}"
     row = load_index(prepared).select("test")[0]
     mri = read_cache(prepared / row.mri.path).array[0]
     pet_real = read_cache(prepared / row.pet.path).array[-1]
     middle, mri_middle = pet_real.shape[1] // 2, mri.shape[1] // 2
-    figure, grid = plt.subplots(len(REGIMES), 2 + len(METHODS), figsize=(13, 2.2 * len(REGIMES)))
+    figure, grid = plt.subplots(
+        len(regimes), 2 + len(METHODS), figsize=(13, 2.2 * len(regimes)), squeeze=False
+    )
     top = float(np.quantile(pet_real, 0.999))
 
     def show(axes: Axes, plane: FloatArray, title: str, **how: object) -> None:
@@ -100,7 +104,7 @@ def images(work: Path, tracer: str, seed: int) -> Figure:
         axes.set_title(title, fontsize=7)
         axes.set_axis_off()
 
-    for line, regime in zip(grid, REGIMES, strict=True):
+    for line, regime in zip(grid, regimes, strict=True):
         show(line[0], mri[:, mri_middle], f"T1w ({regime})", cmap="gray")
         show(line[1], pet_real[:, middle], "real PET", cmap="inferno", vmin=0, vmax=top)
         for axes, (method, label) in zip(line[2:], METHODS.items(), strict=True):
@@ -116,14 +120,17 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--tracer", default="AV45")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=list(REGIMES))
     chosen = parser.parse_args()
     scores = read_scores(chosen.work)
     chosen.output.mkdir(parents=True, exist_ok=True)
-    drawn = {"images": images(chosen.work, chosen.tracer, chosen.seed)}
-    for regime in REGIMES:
-        drawn[f"differences-{regime}"] = differences(scores, chosen.tracer, regime)
-        drawn[f"histograms-{regime}"] = histograms(chosen.work, chosen.tracer, regime, chosen.seed)
+    drawn = {"images": images(chosen.work, chosen.tracer, chosen.regimes, chosen.seeds[0])}
+    for regime in chosen.regimes:
+        drawn[f"differences-{regime}"] = differences(scores, chosen.tracer, regime, chosen.seeds)
+        drawn[f"histograms-{regime}"] = histograms(
+            chosen.work, chosen.tracer, regime, chosen.seeds[0]
+        )
     for name, figure in drawn.items():
         # No date in the file: the same figures are the same bytes.
         file = chosen.output / f"table1-{chosen.tracer}-{name}.png"

@@ -1,6 +1,6 @@
 """What tames the adversary: variants of ganbert_literal beside L1 alone, on validation subjects.
 
-    python benchmarks/taming.py WORK --variants ratio_0.1 noise --seeds 1
+    python benchmarks/taming.py WORK --variants ratio_1 chord_3 --seeds 1
 
 For choosing the default, never on the test subjects nor on the cohort of table1.py. The variants
 are named in VARIANTS: overrides of ds_configs/<recipe>/run.yaml.
@@ -20,6 +20,7 @@ from experiment import (
     by_subject,
     difference,
     make_cells,
+    positive,
     read_scores,
     same_options,
 )
@@ -105,7 +106,7 @@ def main() -> None:
     parser.add_argument("--cohort-seed", type=int, default=3)
     parser.add_argument("--size", choices=GRIDS, default="small")
     parser.add_argument("--max-steps", type=int, help="instead of the recipes' own")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
+    parser.add_argument("--jobs", type=positive, default=2, help="trainings at a time")
     chosen = parser.parse_args()
     names = ("subjects", "cohort_seed", "size", "max_steps")
     options = {name: getattr(chosen, name) for name in names} | {"split": "val"}
@@ -124,7 +125,9 @@ def main() -> None:
         for name in variants:
             cells_of = []
             for figure in FIGURES:
-                of_name, of_l1 = (by_subject(scores, figure, name=n, **where) for n in (name, "l1"))
+                of_name, of_l1 = (
+                    by_subject(scores, figure, chosen.seeds, name=n, **where) for n in (name, "l1")
+                )
                 mean = np.mean(list(of_name.values()))
                 change = "" if name == "l1" else f" ({difference(of_name, of_l1)})"
                 cells_of.append(f"{mean:.4f}{change}")

@@ -89,7 +89,8 @@ def r1(logits: Tensor, disturbed_logits: Tensor) -> Tensor:
 
     Source: Lin et al. 2025 (arXiv 2501.08316), the approximate R1: for small noise its variance
     times the squared norm of the gradient (R1 of Mescheder et al. 2018) to first order, without the
-    second derivative that fused attention does not have.
+    second derivative that fused attention does not have. BERT reads the extremes of blocks, which
+    noise on the voxels raises on average: there it is a step with a direction, not an even one.
     """
     return (logits - disturbed_logits).square().mean()
 
@@ -183,13 +184,13 @@ def generator_weights(
     Parameters
     ----------
     rights : share of the generated PETs that each head sees through, of `accuracies`; the same on
-        all ranks
+        all ranks. Of a micro-batch, so with few samples it is coarse: two give 0, 1/2 or 1
 
     Returns
     -------
     The configured weights. Those of `ADVERSARIAL` terms rise linearly over
-    `adversary_warmup_steps`; with `reweight`, that of a head falls linearly from an accuracy of
-    one half on and is 0 at 1.
+    `adversary_warmup_steps` n, from 1 / (n + 1) at the first step; with `reweight`, that of a head
+    falls linearly from an accuracy of one half on and is 0 at 1.
 
     Source: design decision; GANDALF (Shin et al. 2020, arXiv 2008.04396) adapts its weights to the
     discriminator too, in another way.

@@ -224,10 +224,12 @@ def confidence_interval(values: Sequence[float], level: float = 0.95) -> Interva
 
     Parameters
     ----------
-    values : one per subject; an infinite one (PSNR of equal images) leaves the bounds undefined
+    values : one per subject; one that is not a number (a recall may be undefined) is left out and
+        not counted; an infinite one (PSNR of equal images) leaves the bounds undefined
     level : coverage, 0..1
     """
     sample = np.asarray(values, np.float64)
+    sample = sample[~np.isnan(sample)]
     if sample.size == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
     mean = float(sample.mean())

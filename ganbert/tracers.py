@@ -112,7 +112,7 @@ TRACERS: dict[str, Tracer] = {
                         *("lateral_parietal", "lateral_temporal"),
                     ),
                     reference=("cerebellar_grey_matter", "cerebellar_white_matter"),
-                    source="names of the phantom; the composite of Landau et al. 2012",
+                    source="names of the phantom; near the composite of Landau et al. 2012",
                 ),
                 BurdenRegions(
                     target=_AMYLOID_CORTEX,

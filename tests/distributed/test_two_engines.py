@@ -194,9 +194,13 @@ def test_two_micro_batches_of_two_are_one_batch_of_four() -> None:
             torch.testing.assert_close(weights_of(second)[name], weight, rtol=1e-4, atol=1e-6)
 
 
-def test_activation_checkpointing_changes_memory_and_nothing_else() -> None:
-    # With dropout: what is computed twice must drop the same the second time.
+@pytest.mark.parametrize("for_generator", [True, False])
+def test_activation_checkpointing_changes_memory_and_nothing_else(for_generator: bool) -> None:
+    # With dropout: what is computed twice must drop the same, or nothing, the second time.
     kept = recipe_with(gradient_accumulation_steps=1, dropout=0.1)
+    adversary = kept.run.discriminator.model_copy(update={"dropout_for_generator": for_generator})
+    run = kept.run.model_copy(update={"discriminator": adversary})
+    kept = kept.model_copy(update={"run": run})
     without = kept.model_copy(
         update={
             name: {k: v for k, v in getattr(kept, name).items() if k != "activation_checkpointing"}

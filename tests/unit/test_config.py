@@ -138,7 +138,7 @@ def test_grids_cover_the_same_field_of_view_at_every_size() -> None:
         assert all(m >= p for m, p in zip(mri.extent_mm, pet.extent_mm, strict=True))
 
 
-def test_methods_of_table_1_differ_in_the_method_alone() -> None:
+def test_generators_of_table_1_train_alike() -> None:
     recipes = [load_recipe(RECIPES[0].parent / name) for name in TABLE_1]
     for recipe in recipes:
         # The adversary's engine is a part of the method.
@@ -146,6 +146,15 @@ def test_methods_of_table_1_differ_in_the_method_alone() -> None:
         shared = {"seed", "max_steps", "intensity_ratio", "checkpoint_every"}
         assert recipe.run.model_dump(include=shared) == recipes[0].run.model_dump(include=shared)
         assert recipe.run.generator.channels == recipes[0].run.generator.channels
+
+
+@pytest.mark.parametrize("noisy", ["dropout", "attention_dropout", "value_noise"])
+def test_r1_wants_two_passes_that_differ_in_its_noise_alone(noisy: str) -> None:
+    quiet = {"dropout": 0.0, "attention_dropout": 0.0, "value_noise": 0.0}
+    content: dict[str, Any] = {"max_steps": 1, "discriminator": quiet, "losses": {"r1": 1.0}}
+    read_strictly("run.yaml", content, RunConfig)
+    with pytest.raises(ConfigError, match="differ in r1_sigma alone"):
+        read_strictly("run.yaml", content | {"discriminator": quiet | {noisy: 0.1}}, RunConfig)
 
 
 @pytest.mark.parametrize(
@@ -158,13 +167,15 @@ def test_methods_of_table_1_differ_in_the_method_alone() -> None:
         ("none", "losses", "max_adversarial_ratio", 0.1),
         ("none", "losses", "adversary_warmup_steps", 10),
         ("patchgan", "discriminator", "value_noise", 0.1),
+        ("patchgan", "discriminator", "dropout_for_generator", False),
         ("bert", "discriminator", "spectral_norm", True),
     ],
 )
 def test_reins_that_hold_nothing_are_refused(
     kind: str, section: str, name: str, value: object
 ) -> None:
-    content: dict[str, Any] = {"max_steps": 1, "discriminator": {"kind": kind}}
+    quiet = {"kind": kind, "dropout": 0.0}  # as r1 wants it
+    content: dict[str, Any] = {"max_steps": 1, "discriminator": quiet}
     read_strictly("run.yaml", content, RunConfig)
     content.setdefault(section, {})[name] = value
     with pytest.raises(ConfigError, match=rf"{name} has nothing to act on .*{kind}"):

@@ -1,0 +1,98 @@
+"""What benchmarks/experiment.py keeps, refuses and pairs; the trainings themselves are replaced."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = {"subjects": 4, "cohort_seed": 1, "size": "tiny", "max_steps": 1, "split": "test"}
+
+
+@pytest.fixture
+def experiment(monkeypatch: pytest.MonkeyPatch) -> Any:
+    spec = importlib.util.spec_from_file_location("experiment", ROOT / "benchmarks/experiment.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "experiment", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "prepare_cohort", lambda *_: None)
+    return module
+
+
+def lines_of(experiment: Any, cell: Any) -> list[list[str]]:
+    about = [cell.tracer, cell.regime, cell.name, str(cell.seed), experiment.digest(cell)]
+    return [[*about, "test", "real", "001", "20.0", "0.9", "0.1", "0.05", "n/a"]]
+
+
+def test_what_is_done_is_kept_when_another_cell_fails(
+    experiment: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = []
+
+    def make(cell: Any, *_: object) -> list[list[str]]:
+        made.append(cell.name)
+        if cell.name == "c":
+            raise SystemExit(2)
+        return lines_of(experiment, cell)
+
+    monkeypatch.setattr(experiment, "_make", make)
+    cells = [experiment.Cell("AV45", "paper", name, 1, "l1") for name in "abcdef"]
+    with pytest.raises(SystemExit):
+        experiment.make_cells(cells, tmp_path, OPTIONS, None, 1)
+    assert {line["name"] for line in experiment.read_scores(tmp_path)} == set(made) - {"c"}
+    assert {"a", "b"} <= set(made)
+    monkeypatch.setattr(experiment, "_make", lambda cell, *_: lines_of(experiment, cell))
+    experiment.make_cells(cells, tmp_path, OPTIONS, None, 2)
+    done = [line["name"] for line in experiment.read_scores(tmp_path)]
+    assert sorted(done) == list("abcdef")
+
+
+def test_figures_of_another_recipe_are_not_mixed_in(
+    experiment: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(experiment, "_make", lambda cell, *_: lines_of(experiment, cell))
+    weak = experiment.Cell("AV45", "paper", "a", 1, "demo", {"losses.nsp": 1})
+    strong = experiment.Cell("AV45", "paper", "a", 1, "demo", {"losses.nsp": 2})
+    experiment.make_cells([weak], tmp_path, OPTIONS, None, 1)
+    experiment.make_cells([weak], tmp_path, OPTIONS, None, 1)
+    with pytest.raises(SystemExit, match="another recipe"):
+        experiment.make_cells([strong], tmp_path, OPTIONS, None, 1)
+
+
+def test_recipe_does_not_depend_on_seed_but_on_every_setting(experiment: Any) -> None:
+    cell = experiment.Cell("AV45", "paper", "a", 1, "demo")
+    assert experiment.digest(cell) == experiment.digest(
+        experiment.Cell("FDG", "suvr", "b", 2, "demo")
+    )
+    for other in ({"losses.nsp": 2}, {experiment.LEARNING_RATE: 1e-2}):
+        changed = experiment.Cell("AV45", "paper", "a", 1, "demo", other)
+        assert experiment.digest(changed) != experiment.digest(cell)
+
+
+def scores(**values: dict[int, str]) -> list[dict[str, str]]:
+    return [
+        {"name": name, "seed": str(seed), "subject": subject, "psnr": value}
+        for name, of_seed in values.items()
+        for seed, value in of_seed.items()
+        for subject in ("001", "002")
+    ]
+
+
+def test_seeds_are_those_that_were_asked_for(experiment: Any) -> None:
+    table = scores(l1={1: "20", 2: "30"}, gan={1: "21"})
+    where: dict[str, Any] = {"figure": "psnr", "seeds": [1]}
+    of_gan, of_l1 = (experiment.by_subject(table, name=n, **where) for n in ("gan", "l1"))
+    assert experiment.paired(of_gan, of_l1).value == pytest.approx(1.0)
+    with pytest.raises(SystemExit, match="expected seeds"):
+        experiment.by_subject(table, "psnr", [1, 2], name="gan")
+
+
+def test_undefined_value_is_left_out_of_the_difference(experiment: Any) -> None:
+    table = scores(l1={1: "20"}, gan={1: "21"})
+    table[-1]["psnr"] = "n/a"
+    of_gan, of_l1 = (experiment.by_subject(table, "psnr", [1], name=n) for n in ("gan", "l1"))
+    assert experiment.paired(of_gan, of_l1).value == pytest.approx(1.0)

@@ -13,9 +13,11 @@ removed by the next run. An unusable image stops the run; what was finished stay
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import logging
 import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -40,6 +42,7 @@ from ganbert.atomic import make_folder, output_error, write_text
 from ganbert.config import Grid
 from ganbert.data.cache import CACHE_NAME, CachePlace, images_of, make_row
 from ganbert.data.conform import suggest_intensity_ratio
+from ganbert.data.frames import AS_IS
 from ganbert.data.index import (
     INDEX_NAME,
     SCHEMA_VERSION,
@@ -50,10 +53,13 @@ from ganbert.data.index import (
 )
 from ganbert.data.layouts import find_pairs
 from ganbert.data.nifti import check_header
+from ganbert.data.pairing import DEFAULT_PAIRING, MAX_DAYS, LayoutOptions, Rejected, no_pairs
+from ganbert.data.recast import NO_RECAST, RecastOptions, plan_recasts, reference_names
 from ganbert.data.regions import merge_region_names
 from ganbert.data.volume import Pair
 from ganbert.errors import ConfigError, DatasetError, OutputError, PlatformError
 
+_log = logging.getLogger(__name__)
 SPLIT_FRACTIONS = (0.7, 0.1, 0.2)
 _PLAN_NAME = "prepare.json"
 _PACKAGES = ("nibabel", "numpy", "scipy")
@@ -67,6 +73,8 @@ class Plan(BaseModel):
     dataset : absolute path of the input
     layout : key of `LAYOUTS`
     fractions : of subjects in train, val and test
+    max_days, series : of `LayoutOptions`
+    frames, unit, reference_regions, reference_mask : of `RecastOptions`
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -77,6 +85,12 @@ class Plan(BaseModel):
     seed: int
     fractions: tuple[float, float, float]
     layout: str = "bids"
+    max_days: int = MAX_DAYS
+    series: str | None = None
+    frames: str = AS_IS
+    unit: str | None = None
+    reference_regions: tuple[str, ...] = ()
+    reference_mask: str | None = None
 
 
 def prepare(
@@ -88,6 +102,8 @@ def prepare(
     seed: int = 0,
     fractions: tuple[float, float, float] = SPLIT_FRACTIONS,
     layout: str = "bids",
+    pairing: LayoutOptions = DEFAULT_PAIRING,
+    recast: RecastOptions = NO_RECAST,
     jobs: int | None = None,
     console: Console | None = None,
 ) -> Index:
@@ -95,11 +111,13 @@ def prepare(
 
     Parameters
     ----------
-    bids : BIDS dataset with T1w and PET
+    bids : dataset with T1w and PET, as `layout` says
     out : new or empty folder, or one that a previous run with the same options has begun
     seed : of the split
     fractions : of subjects in train, val and test; they add up to 1
     layout : how the dataset lies on disk, a key of `ganbert.data.layouts.LAYOUTS`
+    pairing : which MRI belongs to a PET
+    recast : what becomes of the frames and the unit of the PETs
     jobs : processes; None for one per core
     console : for the progress bar; None for standard error
 
@@ -113,58 +131,74 @@ def prepare(
     ConfigError
         If `fractions` or `jobs` make no sense, or there is no such layout.
     DatasetError, ImageError
-        If the dataset, one of its images or a table of regions is not usable. Finished rows
-        stay for the next run.
+        If the dataset, one of its images or a table of regions is not usable, or no pair is left.
+        Finished rows stay for the next run. A PET whose sidecar alone shows that it is not usable
+        is left out with a warning.
     OutputError
         If `out` is not empty and not a previous run on the same inputs with the same options, or
         cannot be written.
     """
     _check_options(fractions, jobs)
-    pairs = find_pairs(bids, layout)
+    # What is named in a table of pairs lies beside that table.
+    dataset = bids.parent if bids.is_file() else bids
+    found = find_pairs(bids, layout, pairing)
+    tables = (Path(pair.dseg_table) for pair in found.pairs if pair.dseg_table)
+    names = merge_region_names(tables)
+    pairs, unfit = plan_recasts(found.pairs, recast, names, dataset)
+    left_out = [*found.rejected, *unfit]
+    _log_rejected(left_out)
+    if not pairs:
+        raise no_pairs(bids, left_out)
     _check_units(bids, pairs)
-    plan = Plan(
-        dataset=str(bids.resolve()),
-        mri_grid=mri_grid,
-        pet_grid=pet_grid,
-        seed=seed,
-        fractions=fractions,
-        layout=layout,
-    )
+    options = {"layout": layout, **dataclasses.asdict(pairing), **dataclasses.asdict(recast)}
+    grids = {"mri_grid": mri_grid, "pet_grid": pet_grid}
+    plan = Plan(dataset=str(bids.resolve()), seed=seed, fractions=fractions, **grids, **options)
     # All headers before the first conforming: a 2D image should not show after an hour.
     for path in dict.fromkeys(path for pair in pairs for path in images_of(pair)):
         check_header(path)
-    names = merge_region_names(Path(pair.dseg_table) for pair in pairs if pair.dseg_table)
     splits = split_subjects([pair.subject for pair in pairs], seed, fractions)
     with _claimed(out, plan):
-        place = CachePlace(bids, out, mri_grid, pet_grid)
+        place = CachePlace(dataset, out, mri_grid, pet_grid)
         rows = _make_rows(pairs, place, jobs, console or Console(stderr=True))
         rows = [row.model_copy(update={"split": splits[row.subject]}) for row in rows]
         index = Index(
             schema_version=SCHEMA_VERSION,
-            mri_grid=mri_grid,
-            pet_grid=pet_grid,
+            **grids,
             intensity_ratio=_suggest_ratios(rows),
             rows=tuple(rows),
             versions=_versions(),
             region_names=names,
+            frames=recast.frames,
+            reference=reference_names(pairs, recast),
         )
         save_index(index, out)
     return index
 
 
+def _log_rejected(left_out: Sequence[Rejected]) -> None:
+    for entry in left_out:
+        _log.warning("left out: %s: %s", entry.path, entry.reason)
+
+
 def _check_units(bids: Path, pairs: Sequence[Pair]) -> None:
     """Refuse a tracer in two units before hours of work: training could not tell them apart."""
     for tracer in dict.fromkeys(pair.tracer for pair in pairs):
-        units = Counter(pair.unit for pair in pairs if pair.tracer == tracer)
+        units = Counter(_unit(pair) for pair in pairs if pair.tracer == tracer)
         (usual, _), *others = units.most_common()
-        odd = sorted({f"sub-{p.subject}" for p in pairs if p.tracer == tracer if p.unit != usual})
+        odd = sorted(
+            {f"sub-{p.subject}" for p in pairs if p.tracer == tracer and _unit(p) != usual}
+        )
         if others:
             raise DatasetError(
                 bids,
                 expected=f"one unit for all {tracer} PET ({usual} in most)",
                 found=f"{', '.join(unit for unit, _ in others)} in {', '.join(odd)}",
-                remedy="convert these images and their sidecars, or leave the subjects out",
+                remedy="choose one with --unit, or leave the subjects out",
             )
+
+
+def _unit(pair: Pair) -> str:
+    return pair.recast.unit if pair.recast else pair.unit
 
 
 def split_subjects(

@@ -1,93 +1,40 @@
-"""From a folder on disk to pairs of T1w and PET.
+"""From a folder on disk to pairs of T1w and PET: the registry of disk layouts.
 
-To add a layout, add a class and a row of `LAYOUTS`, and name it in `cli.Layout`.
+    bids    raw BIDS with BIDS-PET                      data/layout_bids.py
 
-BIDS is read with pybids, which knows inheritance of sidecars and the entities of file names. What
-is decided here:
-
-* A PET is paired with a T1w of its own session, else with one without a session, else with the
-  first of another session; among several of one place the first by name.
-* Subjects with only one of the two are left out with a warning, since real cohorts have them; a
-  dataset without any pair is an error that says where was looked and what came near.
-* Unit and frames come from the sidecar and are never guessed.
-* The names of regions come from the nearest `_dseg.tsv` by inheritance.
+To add a layout, write its class in a file of its own, add a row to `LAYOUTS`, and name it in
+`cli.Layout`.
 """
 
-import itertools
-import json
-import logging
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from ganbert.config import NUM_FRAMES
-from ganbert.data.volume import Pair
-from ganbert.errors import ConfigError, DatasetError
-from ganbert.tracers import Tracer, get_tracer
+from ganbert.data.layout_bids import BidsLayout
+from ganbert.data.pairing import DEFAULT_PAIRING, Found, LayoutOptions, Rejected
+from ganbert.errors import ConfigError
 
-_log = logging.getLogger(__name__)
-_NIFTI = [".nii", ".nii.gz"]
-_TRUTH_FOLDER = Path("derivatives") / "phantom"
-_T1W_PATTERN = "sub-*/[ses-*/]anat/*_T1w.nii[.gz]"
-_PET_PATTERN = "sub-*/[ses-*/]pet/*_pet.nii[.gz]"
-_MAX_NEAR_MISSES = 3
+__all__ = ["LAYOUTS", "Found", "Layout", "LayoutOptions", "Rejected", "find_pairs"]
 
 
 class Layout(Protocol):
     """A way in which datasets lie on disk."""
 
-    def find_pairs(self, root: Path) -> list[Pair]:
-        """Return all pairs below `root`, sorted by subject, session and tracer.
+    def find_pairs(self, root: Path, options: LayoutOptions) -> Found:
+        """Return all pairs below `root`, and what did not become one.
 
         Raises
         ------
         DatasetError
-            If there are none, or a sidecar lacks what a pair needs.
+            If there is no pair.
         """
         ...
-
-
-class BidsLayout:
-    """A BIDS dataset; ground truth of the phantom in `derivatives/phantom` is picked up."""
-
-    def find_pairs(self, root: Path) -> list[Pair]:
-        """Return all pairs below `root`, sorted by subject, session and tracer.
-
-        Raises
-        ------
-        DatasetError
-            If there is no T1w, no PET or no subject with both; if a sidecar is not JSON, lacks
-            Units, FrameTimesStart or FrameDuration, has not `NUM_FRAMES` frames or an unknown
-            tracer; if two PETs of a session have the same tracer.
-        """
-        layout = _open_bids(root)
-        mris = _by_subject(layout.get(scope="raw", suffix="T1w", extension=_NIFTI))
-        pets = layout.get(scope="raw", suffix="pet", extension=_NIFTI)
-        if not mris:
-            raise _nothing_found(root, "T1w", _T1W_PATTERN)
-        if not pets:
-            raise _nothing_found(root, "pet", _PET_PATTERN)
-        with_pet = {_entity(pet, "subject") for pet in pets}
-        _warn_left_out("without a T1w", with_pet - set(mris))
-        _warn_left_out("without a PET", set(mris) - with_pet)
-        pairs = [
-            _to_pair(layout, pet, mris[_entity(pet, "subject")])
-            for pet in pets
-            if _entity(pet, "subject") in mris
-        ]
-        if not pairs:
-            raise _nothing_found(root, "T1w", f"a subject with {_T1W_PATTERN} and {_PET_PATTERN}")
-        pairs.sort(key=_identity)
-        _refuse_duplicates(pairs)
-        return pairs
 
 
 LAYOUTS: dict[str, Layout] = {"bids": BidsLayout()}
 
 
-def find_pairs(root: Path, layout: str = "bids") -> list[Pair]:
-    """Return all pairs of T1w and PET below `root`.
+def find_pairs(root: Path, layout: str = "bids", options: LayoutOptions = DEFAULT_PAIRING) -> Found:
+    """Return all pairs of T1w and PET below `root`, and what did not become one.
 
     Parameters
     ----------
@@ -104,188 +51,4 @@ def find_pairs(root: Path, layout: str = "bids") -> list[Pair]:
         raise ConfigError(
             "layout", expected=f"one of {', '.join(LAYOUTS)}", found=layout, remedy="choose one"
         )
-    return LAYOUTS[layout].find_pairs(root)
-
-
-def _open_bids(root: Path) -> Any:
-    from bids import BIDSLayout  # slow to import
-
-    if not root.is_dir():
-        found = "a file" if root.exists() else "nothing"
-        raise DatasetError(root, expected="a BIDS folder", found=found, remedy="check the path")
-    truth = root / _TRUTH_FOLDER
-    has_truth = (truth / "dataset_description.json").is_file()
-    try:
-        return BIDSLayout(root, validate=False, derivatives=[str(truth)] if has_truth else False)
-    except (OSError, ValueError) as error:
-        _find_broken_json(root)
-        found = " ".join(str(error).split())
-        remedy = "run the BIDS validator on it"
-        raise DatasetError(root, expected="a BIDS dataset", found=found, remedy=remedy) from error
-
-
-def _find_broken_json(root: Path) -> None:
-    """Name the file, which pybids does not do in every case."""
-    for path in sorted(root.rglob("*.json")):
-        try:
-            json.loads(path.read_bytes())
-        except (ValueError, OSError) as error:
-            found = str(error).splitlines()[0]
-            raise DatasetError(
-                path, expected="JSON", found=found, remedy="mend or remove the file"
-            ) from error
-
-
-def _entity(file: Any, name: str) -> str:
-    """Return an entity's value; empty where the name has none."""
-    return str(file.entities.get(name, ""))
-
-
-def _by_subject(files: Iterable[Any]) -> dict[str, list[Any]]:
-    grouped = defaultdict(list)
-    for file in sorted(files, key=lambda file: file.path):
-        grouped[_entity(file, "subject")].append(file)
-    return dict(grouped)
-
-
-def _choose_mri(pet: Any, mris: Sequence[Any]) -> Any:
-    """Prefer the PET's session, then none, then any; `mris` are sorted by path."""
-    rank = {_entity(pet, "session"): 0, "": 1}
-    return min(mris, key=lambda mri: min(rank.get(_entity(mri, "session"), 2), 2))
-
-
-def _to_pair(layout: Any, pet: Any, mris: Sequence[Any]) -> Pair:
-    sidecar = pet.get_metadata()
-    start, duration = _frames(pet.path, sidecar)
-    dseg = _truth(layout, pet, suffix="dseg")
-    return Pair(
-        subject=_entity(pet, "subject"),
-        session=_entity(pet, "session") or None,
-        tracer=_tracer(pet, sidecar).name,
-        mri=str(_choose_mri(pet, mris).path),
-        pet=str(pet.path),
-        unit=str(_required(pet.path, sidecar, "Units")),
-        frame_start_s=start,
-        frame_duration_s=duration,
-        truth=_truth(layout, pet, suffix="pet", tracer=_entity(pet, "tracer"), desc="truth"),
-        dseg=dseg,
-        dseg_table=_table(layout, dseg) if dseg else None,
-    )
-
-
-def _required(path: str, sidecar: dict[str, Any], key: str) -> Any:
-    value = sidecar.get(key)
-    if value in (None, "", []):
-        raise DatasetError(
-            path,
-            expected=f"'{key}' in its JSON sidecar",
-            found="none",
-            remedy="add it; BIDS-PET requires it",
-        )
-    return value
-
-
-def _frames(path: str, sidecar: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return start after injection and duration of each frame, s."""
-    start, duration = (
-        _numbers(path, key, _required(path, sidecar, key))
-        for key in ("FrameTimesStart", "FrameDuration")
-    )
-    if len(start) != NUM_FRAMES or len(duration) != NUM_FRAMES:
-        raise DatasetError(
-            path,
-            expected=f"{NUM_FRAMES} frames, which is what is supported now",
-            found=f"{len(start)} in FrameTimesStart and {len(duration)} in FrameDuration",
-            remedy=f"average the frames of the PET into {NUM_FRAMES}",
-        )
-    # BIDS counts frames from TimeZero, which may be the start of the scan.
-    injection = sidecar.get("InjectionStart")
-    offset = float(injection) if isinstance(injection, int | float) else 0.0
-    return tuple(time - offset for time in start), duration
-
-
-def _numbers(path: str, key: str, value: Any) -> tuple[float, ...]:
-    values = value if isinstance(value, list) else [value]
-    if not all(isinstance(number, int | float) for number in values):
-        raise DatasetError(
-            path, expected=f"numbers in '{key}'", found=repr(value), remedy="mend the sidecar"
-        )
-    return tuple(float(number) for number in values)
-
-
-def _tracer(pet: Any, sidecar: dict[str, Any]) -> Tracer:
-    names = [_entity(pet, "tracer"), str(sidecar.get("TracerName", ""))]
-    problem = None
-    for name in filter(None, names):
-        try:
-            return get_tracer(name)
-        except ConfigError as error:
-            problem = error
-    raise DatasetError(
-        pet.path,
-        expected=problem.expected if problem else "a trc- entity or a TracerName in its sidecar",
-        found=" and ".join(filter(None, names)) or "neither",
-        remedy="name the tracer, or add a row to ganbert/tracers.py",
-    ) from problem
-
-
-def _truth(layout: Any, pet: Any, **wanted: str) -> str | None:
-    """Return the path of a file of the phantom's derivative that belongs to the PET."""
-    if not layout.derivatives:
-        return None
-    session = _entity(pet, "session")
-    entities = wanted | ({"session": session} if session else {})
-    found = layout.get(
-        scope="derivatives",
-        subject=_entity(pet, "subject"),
-        extension=_NIFTI,
-        **{name: value for name, value in entities.items() if value},
-    )
-    return str(min(file.path for file in found)) if found else None
-
-
-def _table(layout: Any, dseg: str) -> str | None:
-    """Return the path of the nearest table of regions, beside the segmentation or above it."""
-    own = layout.get_file(dseg).get_entities(metadata=False)
-    tables = layout.get_nearest(
-        dseg, return_type="object", all_=True, ignore_strict_entities=["extension"],
-        scope="derivatives", suffix="dseg", extension=".tsv",
-    )  # fmt: skip
-    for table in tables:
-        # pybids compares what both names have; the table's may not have more than the image's.
-        if table.get_entities(metadata=False).keys() <= own.keys():
-            return str(table.path)
-    return None
-
-
-def _identity(pair: Pair) -> tuple[str, str, str]:
-    return (pair.subject, pair.session or "", pair.tracer)
-
-
-def _refuse_duplicates(pairs: Sequence[Pair]) -> None:
-    for pair, following in itertools.pairwise(pairs):
-        if _identity(pair) == _identity(following):
-            raise DatasetError(
-                following.pet,
-                expected="one PET per subject, session and tracer",
-                found=f"also {Path(pair.pet).name}",
-                remedy="keep one of them in the dataset",
-            )
-
-
-def _warn_left_out(why: str, subjects: set[str]) -> None:
-    if subjects:
-        labels = ", ".join(f"sub-{subject}" for subject in sorted(subjects))
-        _log.warning("left out, %s: %s", why, labels)
-
-
-def _nothing_found(root: Path, suffix: str, pattern: str) -> DatasetError:
-    """Say where was looked, for what, and which images came near."""
-    images = sorted(path.relative_to(root) for path in root.rglob("*.nii*"))
-    near = [path for path in images if suffix.lower() in path.name.lower()] or images
-    found = "no image at all"
-    if near:
-        names = ", ".join(str(path) for path in near[:_MAX_NEAR_MISSES])
-        found = f"{len(images)} other images, such as {names}"
-    remedy = "check the folder and the names of its files"
-    return DatasetError(root, expected=pattern, found=found, remedy=remedy)
+    return LAYOUTS[layout].find_pairs(root, options)

@@ -45,8 +45,8 @@ FLOORS = (
 # The same inside data/.
 DATA_FLOORS = (
     {"volume", "index", "regions"},
-    {"nifti", "phantom_template"},
-    {"phantom_anatomy"},
+    {"nifti", "phantom_template", "frames", "units", "pairing", "sidecar"},
+    {"phantom_anatomy", "recast", "layout_bids"},
     {"phantom_uptake", "phantom_scanner"},
     {"phantom_bids"},
     {"conform", "layouts", "phantom", "pipeline"},

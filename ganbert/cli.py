@@ -17,7 +17,7 @@ from ganbert.config import GRIDS
 from ganbert.errors import one_line_errors
 
 Size = Literal["tiny", "small", "demo", "paper"]
-Layout = Literal["bids"]
+Layout = Literal["bids", "adni", "table"]
 Frames = Literal["as-is", "first", "last", "halves", "repeat"]
 Unit = Literal["Bq/mL", "SUV", "SUVR"]
 Seed = Annotated[int, typer.Option(help="Every random draw follows from it.")]

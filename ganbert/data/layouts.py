@@ -1,6 +1,8 @@
 """From a folder on disk to pairs of T1w and PET: the registry of disk layouts.
 
-    bids    raw BIDS with BIDS-PET                      data/layout_bids.py
+    bids    raw BIDS with BIDS-PET                           data/layout_bids.py
+    adni    a download of LONI's archive with its CSV        data/layout_adni.py
+    table   a CSV or TSV of paired paths                     data/layout_table.py
 
 To add a layout, write its class in a file of its own, add a row to `LAYOUTS`, and name it in
 `cli.Layout`.
@@ -9,7 +11,9 @@ To add a layout, write its class in a file of its own, add a row to `LAYOUTS`, a
 from pathlib import Path
 from typing import Protocol
 
+from ganbert.data.layout_adni import AdniLayout
 from ganbert.data.layout_bids import BidsLayout
+from ganbert.data.layout_table import TableLayout
 from ganbert.data.pairing import DEFAULT_PAIRING, Found, LayoutOptions, Rejected
 from ganbert.errors import ConfigError
 
@@ -30,7 +34,11 @@ class Layout(Protocol):
         ...
 
 
-LAYOUTS: dict[str, Layout] = {"bids": BidsLayout()}
+LAYOUTS: dict[str, Layout] = {
+    "bids": BidsLayout(),
+    "adni": AdniLayout(),
+    "table": TableLayout(),
+}
 
 
 def find_pairs(root: Path, layout: str = "bids", options: LayoutOptions = DEFAULT_PAIRING) -> Found:

@@ -260,7 +260,7 @@ def test_another_layout_in_the_same_folder_is_named(
     monkeypatch.setitem(LAYOUTS, "other", LAYOUTS["bids"])
     with pytest.raises(OutputError, match="a cache made with layout bids"):
         run(tree, prepared, layout="other")
-    with pytest.raises(ConfigError, match="one of bids, other"):
+    with pytest.raises(ConfigError, match="one of bids, adni, table, other"):
         run(tree, prepared, layout="nonsense")
 
 

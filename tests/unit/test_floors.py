@@ -46,7 +46,7 @@ FLOORS = (
 DATA_FLOORS = (
     {"volume", "index", "regions"},
     {"nifti", "phantom_template", "frames", "units", "pairing", "sidecar"},
-    {"phantom_anatomy", "recast", "layout_bids"},
+    {"phantom_anatomy", "recast", "layout_adni", "layout_bids", "layout_table"},
     {"phantom_uptake", "phantom_scanner"},
     {"phantom_bids"},
     {"conform", "layouts", "phantom", "pipeline"},

@@ -9,7 +9,7 @@ from ganbert.errors import ConfigError, DatasetError
 
 
 def test_an_unknown_layout() -> None:
-    with pytest.raises(ConfigError, match="one of bids"):
+    with pytest.raises(ConfigError, match="one of bids, adni, table"):
         find_pairs(Path(), layout="minc")
 
 

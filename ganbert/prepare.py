@@ -62,6 +62,7 @@ from ganbert.errors import ConfigError, DatasetError, OutputError, PlatformError
 _log = logging.getLogger(__name__)
 SPLIT_FRACTIONS = (0.7, 0.1, 0.2)
 _PLAN_NAME = "prepare.json"
+_MAX_NAMED = 3
 _PACKAGES = ("nibabel", "numpy", "scipy")
 
 
@@ -145,10 +146,9 @@ def prepare(
     tables = (Path(pair.dseg_table) for pair in found.pairs if pair.dseg_table)
     names = merge_region_names(tables)
     pairs, unfit = plan_recasts(found.pairs, recast, names, dataset)
-    left_out = [*found.rejected, *unfit]
-    _log_rejected(left_out)
+    _log_rejected([*found.rejected, *unfit])
     if not pairs:
-        raise no_pairs(bids, left_out)
+        raise no_pairs(bids, unfit)
     _check_units(bids, pairs)
     options = {"layout": layout, **dataclasses.asdict(pairing), **dataclasses.asdict(recast)}
     grids = {"mri_grid": mri_grid, "pet_grid": pet_grid}
@@ -176,8 +176,13 @@ def prepare(
 
 
 def _log_rejected(left_out: Sequence[Rejected]) -> None:
+    """Log one line a reason: a download may hold thousands of images of another series."""
+    paths: dict[str, list[str]] = {}
     for entry in left_out:
-        _log.warning("left out: %s: %s", entry.path, entry.reason)
+        paths.setdefault(entry.reason, []).append(entry.path)
+    for reason, named in paths.items():
+        others = f" and {len(named) - _MAX_NAMED} more" if len(named) > _MAX_NAMED else ""
+        _log.warning("left out: %s%s: %s", ", ".join(named[:_MAX_NAMED]), others, reason)
 
 
 def _check_units(bids: Path, pairs: Sequence[Pair]) -> None:

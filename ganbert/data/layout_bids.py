@@ -1,8 +1,9 @@
 """Raw BIDS with BIDS-PET: sessions, runs, several tracers, inherited sidecars.
 
-pybids finds the files and knows their entities. It is asked not to read the sidecars of the whole
-dataset (`index_metadata=False`), which takes three times as long as all the rest; those of the PETs
-are read here, by the inheritance principle. What is decided here:
+pybids finds the files and knows their entities. It is asked not to read all the sidecars of the
+dataset into its database (`index_metadata=False`), which took most of its time and memory
+(docs/results.md); those of the PETs are read here, by the inheritance principle. What is decided
+here:
 
 * A PET is paired with the T1w of its subject that is nearest by the `acq_time` of `scans.tsv`;
   without these, with one of its own session, else without a session, else of another; among several
@@ -83,11 +84,15 @@ class BidsLayout:
 
 
 class _File:
-    """A file of the dataset; its entities are read once, since pybids asks its database."""
+    """A file of the dataset, with what its name and folders say about it."""
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: Any, known: list[Any]) -> None:
+        from bids.layout import parse_file_entities
+
         self.path = str(file.path)
-        self.entities = {name: str(value) for name, value in file.entities.items()}
+        # The same as `file.entities`, for which pybids asks its database once for each file.
+        found = parse_file_entities(self.path, entities=known)
+        self.entities = {name: str(value) for name, value in found.items()}
 
     def entity(self, name: str) -> str:
         """Return an entity's value; empty where the name has none."""
@@ -104,9 +109,10 @@ class _Dataset:
     def __init__(self, root: Path) -> None:
         self.root = root
         layout = _open_bids(root)
+        known = list(layout.get_entities().values())
 
         def get(scope: str, **wanted: Any) -> list[_File]:
-            found = (_File(file) for file in layout.get(scope=scope, **wanted))
+            found = (_File(file, known) for file in layout.get(scope=scope, **wanted))
             return sorted(found, key=lambda file: file.path)
 
         pets = get("raw", suffix="pet", extension=_NIFTI)

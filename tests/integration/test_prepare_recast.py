@@ -108,6 +108,16 @@ def test_one_unusable_pet_is_left_out_with_its_reason(
     assert f"left out: {path}: expected 2 frames, found a single frame" in caplog.text
 
 
+def test_many_of_one_reason_are_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bids = write_tree(tmp_path / "bids", 1)
+    paths = [write_pet(bids, f"{number:02d}") for number in range(11, 16)]
+    with caplog.at_level(logging.WARNING):
+        run(bids, tmp_path / "out")
+    named = ", ".join(str(path) for path in paths[:3])
+    (line,) = caplog.messages
+    assert line.startswith(f"left out: {named} and 2 more: expected a T1w of the subject")
+
+
 def test_activity_becomes_suv_by_dose_and_weight(tmp_path: Path) -> None:
     bids = tmp_path / "bids"
     write_dynamic(bids, [10, 20], **DOSE)

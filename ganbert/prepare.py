@@ -1,8 +1,9 @@
-"""`ganbert prepare`: a BIDS dataset becomes a streaming cache and its index.
+"""`ganbert prepare`: a dataset becomes a streaming cache and its index.
 
-For each pair, `data/cache.py` conforms and writes the images. Then: split by subject, suggest an
-intensity ratio per tracer from the training rows, and write `index.json` last, so that a folder
-with an index is a whole one.
+The layout finds pairs, and a plan for frames and unit of each PET is made from its sidecar; what
+is not usable by then is left out with a warning. For each pair, `data/cache.py` conforms and writes
+the images. Then: split by subject, suggest an intensity ratio per tracer from the training rows,
+and write `index.json` last, so that a folder with an index is a whole one.
 
     out/prepare.json        what this folder is made from, written first
     out/cache/...           images and one JSON per finished row

@@ -2,7 +2,7 @@
 
 pybids finds the files and knows their entities. It is asked not to read all the sidecars of the
 dataset into its database (`index_metadata=False`), which took most of its time and memory
-(docs/results.md); those of the PETs are read here, by the inheritance principle. What is decided
+(docs/data.md); those of the PETs are read here, by the inheritance principle. What is decided
 here:
 
 * A PET is paired with the T1w of its subject that is nearest by the `acq_time` of `scans.tsv`;

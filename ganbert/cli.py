@@ -17,7 +17,9 @@ from ganbert.config import GRIDS
 from ganbert.errors import EXIT_SOME_REFUSED, one_line_errors
 
 Size = Literal["tiny", "small", "demo", "paper"]
-Layout = Literal["bids"]
+Layout = Literal["bids", "adni", "table"]
+Frames = Literal["as-is", "first", "last", "halves", "repeat"]
+Unit = Literal["Bq/mL", "SUV", "SUVR"]
 Seed = Annotated[int, typer.Option(help="Every random draw follows from it.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one per core.")]
 Run = Annotated[Path, typer.Argument(help="Output folder of `train`.")]
@@ -70,11 +72,29 @@ def phantom(
 
 @app.command()
 def prepare(
-    bids: Annotated[Path, typer.Argument(help="BIDS dataset with T1w and PET.")],
+    bids: Annotated[Path, typer.Argument(help="Dataset with T1w and PET, see --layout.")],
     out: Annotated[Path, typer.Argument(help="Folder for the streaming cache and index.json.")],
     size: Annotated[Size, typer.Option(help="Voxels of MRI and PET.")] = "paper",
     seed: Seed = 0,
     layout: Annotated[Layout, typer.Option(help="How the dataset lies on disk.")] = "bids",
+    max_days: Annotated[
+        int, typer.Option(min=0, help="Between a PET and its MRI, where dates are known.")
+    ] = 365,
+    series: Annotated[
+        str | None, typer.Option(help="Of several processings of a scan (layout adni).")
+    ] = None,
+    frames: Annotated[Frames, typer.Option(help="How the PET's frames become two.")] = "as-is",
+    unit: Annotated[
+        Unit | None, typer.Option(help="Convert the PET; default: as its sidecar says.")
+    ] = None,
+    reference_region: Annotated[
+        list[str] | None,
+        typer.Option(help="For SUVR: region of the segmentation; default: the tracer's."),
+    ] = None,
+    reference_mask: Annotated[
+        str | None,
+        typer.Option(help="For SUVR: path of a mask; {subject}, {session}, {tracer} filled in."),
+    ] = None,
     jobs: Jobs = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first pair that cannot be used.")
@@ -85,6 +105,8 @@ def prepare(
     Pairs that cannot be used are listed in prepare-report.tsv; the exit code is 65 then.
     """
     import ganbert.prepare
+    from ganbert.data.pairing import LayoutOptions
+    from ganbert.data.recast import RecastOptions
 
     mri_grid, pet_grid = GRIDS[size]
     prepared = ganbert.prepare.prepare(
@@ -94,6 +116,8 @@ def prepare(
         pet_grid=pet_grid,
         seed=seed,
         layout=layout,
+        pairing=LayoutOptions(max_days, series),
+        recast=RecastOptions(frames, unit, tuple(reference_region or ()), reference_mask),
         jobs=jobs,
         strict=strict,
     )

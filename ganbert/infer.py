@@ -44,7 +44,7 @@ class Scan:
 
 
 def _query_t1w(bids_dir: Path) -> list[Scan]:
-    layout = index_bids(bids_dir, index_metadata=False)
+    layout = index_bids(bids_dir)
     files = layout.get(datatype="anat", suffix="T1w", extension=[".nii", ".nii.gz"])
     root = Path(layout.root)
     return [

@@ -1,21 +1,23 @@
-"""`ganbert prepare`: a BIDS dataset becomes a streaming cache and its index.
+"""`ganbert prepare`: a dataset becomes a streaming cache and its index.
 
-For each pair, `data/cache.py` conforms and writes the images. Then: split by subject, suggest an
+The layout finds pairs, and a plan for frames and unit of each PET is made from its sidecar. For
+each pair, `data/cache.py` conforms and writes the images. Then: split by subject, suggest an
 intensity ratio per tracer from the training rows, and write `index.json` last, so that a folder
 with an index is a whole one. What lies in the folder: `prepared_folder.py`.
 
 Interrupting loses at most the rows at work: finished ones are not made again. Left-over `*.tmp` are
 removed by the next run. A pair with an unusable image or sidecar is refused and listed, and the
-others go on; with `strict` the first one stops the run. What was finished stays for the next one.
+others go on; with `strict` the first one stops the run (`pair_checks.py`). What was finished stays
+for the next one.
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
 import platform
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,29 +35,29 @@ from rich.progress import (
 
 import ganbert
 from ganbert.config import Grid
-from ganbert.data.bids_index import sidecar_of
-from ganbert.data.cache import CachePlace, images_of, make_row
+from ganbert.data.cache import CachePlace, make_row
 from ganbert.data.conform import suggest_intensity_ratio
 from ganbert.data.index import SCHEMA_VERSION, Index, Row, Split, save_index
 from ganbert.data.layouts import survey
-from ganbert.data.nifti import check_header
-from ganbert.data.refusals import (
-    REPORT_NAME,
-    Refusal,
-    check_inside,
-    prepared_line,
-    reason_of,
-    refusal_line,
-    relative_name,
-    write_report,
-)
+from ganbert.data.pairing import DEFAULT_PAIRING, LayoutOptions
+from ganbert.data.recast import NO_RECAST, RecastOptions, plan_recasts, reference_names
+from ganbert.data.refusals import Refusal
 from ganbert.data.regions import merge_region_names
 from ganbert.data.volume import Pair
-from ganbert.errors import ConfigError, DatasetError, GanbertError, ImageError, PlatformError
+from ganbert.errors import ConfigError, DatasetError, ImageError, PlatformError
+from ganbert.pair_checks import (
+    RefusalLog,
+    check_any_left,
+    check_headers,
+    check_places,
+    check_units,
+    refusal_of,
+    report,
+    show,
+)
 from ganbert.prepared_folder import Plan, claimed
 
 SPLIT_FRACTIONS = (0.7, 0.1, 0.2)
-_MAX_SHOWN = 10
 _PACKAGES = ("nibabel", "numpy", "scipy")
 
 
@@ -67,20 +69,6 @@ class Prepared:
     refusals: tuple[Refusal, ...]
 
 
-class _Refusals:
-    """Those so far; with `strict` there is no second one, since the first one stops the run."""
-
-    def __init__(self, strict: bool) -> None:
-        self.strict = strict
-        self.all: list[Refusal] = []
-
-    def add(self, *refusals: Refusal) -> None:
-        for refusal in refusals:
-            if self.strict:
-                raise refusal.error
-            self.all.append(refusal)
-
-
 def prepare(
     bids: Path,
     out: Path,
@@ -90,6 +78,8 @@ def prepare(
     seed: int = 0,
     fractions: tuple[float, float, float] = SPLIT_FRACTIONS,
     layout: str = "bids",
+    pairing: LayoutOptions = DEFAULT_PAIRING,
+    recast: RecastOptions = NO_RECAST,
     jobs: int | None = None,
     strict: bool = False,
     console: Console | None = None,
@@ -98,11 +88,13 @@ def prepare(
 
     Parameters
     ----------
-    bids : BIDS dataset with T1w and PET
+    bids : dataset with T1w and PET, as `layout` says
     out : new or empty folder, or one that a previous run with the same options has begun
     seed : of the split
     fractions : of subjects in train, val and test; they add up to 1
     layout : how the dataset lies on disk, a key of `ganbert.data.layouts.LAYOUTS`
+    pairing : which MRI belongs to a PET
+    recast : what becomes of the frames and the unit of the PETs
     jobs : processes; None for one per core
     strict : raise at the first pair that cannot be used, instead of leaving it out
     console : for the progress bar and what was refused; None for standard error
@@ -120,133 +112,43 @@ def prepare(
     """
     _check_options(fractions, jobs)
     console = console or Console(stderr=True)
-    refusals = _Refusals(strict)
-    pairs, unusable = survey(bids, layout)
-    left_out = [refusal for refusal in unusable if refusal.status == "left out"]
-    refusals.add(*(refusal for refusal in unusable if refusal.status == "refused"))
-    plan = Plan(
-        dataset=str(bids.resolve()),
-        mri_grid=mri_grid,
-        pet_grid=pet_grid,
-        seed=seed,
-        fractions=fractions,
-        layout=layout,
-    )
-    pairs, notes = _check_pairs(bids, pairs, refusals)
-    _check_units(bids, pairs)
+    log = RefusalLog(strict)
+    # What is named in a table of pairs lies beside that table.
+    dataset = bids.parent if bids.is_file() else bids
+    found = survey(bids, layout, pairing)
+    log.add(*found.refusals)
+    options = {"layout": layout, **dataclasses.asdict(pairing), **dataclasses.asdict(recast)}
+    grids = {"mri_grid": mri_grid, "pet_grid": pet_grid}
+    plan = Plan(dataset=str(bids.resolve()), seed=seed, fractions=fractions, **grids, **options)
+    pairs = check_places(dataset, found.pairs, log)
     names = merge_region_names(Path(pair.dseg_table) for pair in pairs if pair.dseg_table)
-    _check_any_left(bids, pairs, refusals.all, console)
+    # From the sidecars alone, before the first image is opened.
+    pairs, unfit = plan_recasts(pairs, recast, names, dataset)
+    log.add(*unfit)
+    pairs, notes = check_headers(dataset, pairs, log)
+    check_units(bids, pairs)
+    check_any_left(dataset, pairs, log, console)
     with claimed(out, plan):
-        place = CachePlace(bids, out, mri_grid, pet_grid)
-        rows = _make_rows(pairs, place, jobs, refusals, console)
-        _check_any_left(bids, rows, refusals.all, console)
+        rows = _make_rows(pairs, CachePlace(dataset, out, mri_grid, pet_grid), jobs, log, console)
+        check_any_left(dataset, rows, log, console)
         splits = split_subjects([row.subject for row in rows], seed, fractions)
         rows = [row.model_copy(update={"split": splits[row.subject]}) for row in rows]
+        tracers = {row.tracer for row in rows}
+        references = reference_names([pair for pair in pairs if pair.tracer in tracers], recast)
         index = Index(
             schema_version=SCHEMA_VERSION,
-            mri_grid=mri_grid,
-            pet_grid=pet_grid,
+            **grids,
             intensity_ratio=_suggest_ratios(rows),
             rows=tuple(rows),
             versions=_versions(),
             region_names=names,
+            frames=recast.frames,
+            reference=references,
         )
-        _report(bids, out, rows, [*refusals.all, *left_out], notes)
+        report(dataset, out, rows, log, notes)
         save_index(index, out)
-    _show(bids, refusals.all, notes, console)
-    return Prepared(index, tuple(refusals.all))
-
-
-def _check_pairs(
-    bids: Path, pairs: Sequence[Pair], refusals: _Refusals
-) -> tuple[list[Pair], dict[str, str]]:
-    """Look at all headers before the first conforming: a 2D image should not show after an hour.
-
-    Returns
-    -------
-    usable : pairs
-    notes : name of an image, relative to the dataset -> what the user should know about it
-    """
-    usable, notes = [], {}
-    for pair in pairs:
-        try:
-            for path in images_of(pair):
-                check_inside(path, bids)
-                check_inside(str(sidecar_of(path)), bids)
-                note = check_header(path)
-                if note:
-                    notes[relative_name(path, bids)] = note
-        except ImageError as error:
-            refusals.add(_refusal(pair, error))
-        else:
-            usable.append(pair)
-    return usable, notes
-
-
-def _refusal(pair: Pair, error: GanbertError) -> Refusal:
-    return Refusal(pair.subject, pair.session, pair.tracer, error)
-
-
-def _check_any_left(
-    bids: Path, left: Sequence[Pair | Row], refusals: Sequence[Refusal], console: Console
-) -> None:
-    if left:
-        return
-    if len(refusals) == 1:
-        raise refusals[0].error
-    _show(bids, refusals, {}, console)
-    raise DatasetError(
-        bids,
-        expected="at least one pair that can be used",
-        found=f"{len(refusals)} that cannot, listed above; the first: {refusals[0].error}",
-        remedy="mend them and run the same command again",
-    )
-
-
-def _report(
-    bids: Path,
-    out: Path,
-    rows: Sequence[Row],
-    refusals: Sequence[Refusal],
-    notes: Mapping[str, str],
-) -> None:
-    lines = [refusal_line(refusal, bids) for refusal in refusals]
-    for row in rows:
-        said = [f"{Path(name).name}: {notes[name]}" for name in row.sources if name in notes]
-        lines.append(prepared_line(row.subject, row.session, row.tracer, row.sources[1], said))
-    write_report(out, lines)
-
-
-def _show(
-    bids: Path, refusals: Sequence[Refusal], notes: Mapping[str, str], console: Console
-) -> None:
-    """Say in a few lines what was refused, and what the user should know of the others."""
-    lines = [f"{name}: {note}" for name, note in notes.items()]
-    if refusals:
-        lines += [f"refused: {len(refusals)} pairs, all listed in {REPORT_NAME}"]
-        for refusal in refusals[:_MAX_SHOWN]:
-            file = relative_name(refusal.error.where, bids)
-            lines.append(f"  {refusal.label}: {file}: {reason_of(refusal.error, bids)}")
-        if len(refusals) > _MAX_SHOWN:
-            lines.append(f"  ... and {len(refusals) - _MAX_SHOWN} more")
-    for line in lines:
-        # As it is: a path is neither markup nor broken at the edge of a terminal.
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _check_units(bids: Path, pairs: Sequence[Pair]) -> None:
-    """Refuse a tracer in two units before hours of work: training could not tell them apart."""
-    for tracer in dict.fromkeys(pair.tracer for pair in pairs):
-        units = Counter(pair.unit for pair in pairs if pair.tracer == tracer)
-        (usual, _), *others = units.most_common()
-        odd = sorted({f"sub-{p.subject}" for p in pairs if p.tracer == tracer if p.unit != usual})
-        if others:
-            raise DatasetError(
-                bids,
-                expected=f"one unit for all {tracer} PET ({usual} in most)",
-                found=f"{', '.join(unit for unit, _ in others)} in {', '.join(odd)}",
-                remedy="convert these images and their sidecars, or leave the subjects out",
-            )
+    show(dataset, log, notes, console)
+    return Prepared(index, tuple(log.refused))
 
 
 def split_subjects(
@@ -292,20 +194,20 @@ def _make_or_refuse(pair: Pair, place: CachePlace) -> Row | Refusal:
     try:
         return make_row(pair, place)
     except (ImageError, DatasetError) as error:
-        return _refusal(pair, error)
+        return refusal_of(pair, error)
 
 
 def _make_rows(
     pairs: Sequence[Pair],
     place: CachePlace,
     jobs: int | None,
-    refusals: _Refusals,
+    log: RefusalLog,
     console: Console,
 ) -> list[Row]:
     """Make the rows in parallel; sorted by subject, session and tracer."""
     jobs = min(jobs or joblib.cpu_count(), len(pairs))
     # Strict: the worker's error ends the others' work as well.
-    make_one = make_row if refusals.strict else _make_or_refuse
+    make_one = make_row if log.strict else _make_or_refuse
     make = joblib.delayed(functools.partial(make_one, place=place))
     columns = (
         TextColumn("prepare"),
@@ -324,7 +226,7 @@ def _make_rows(
         with contextlib.closing(parallel(map(make, pairs))) as results:
             for result in results:
                 if isinstance(result, Refusal):
-                    refusals.add(result)
+                    log.add(result)
                 else:
                     rows.append(result)
                 progress.advance(task)

@@ -16,7 +16,9 @@ from ganbert.atomic import SUFFIX as TEMPORARY
 from ganbert.atomic import make_folder, output_error, write_text
 from ganbert.config import Grid
 from ganbert.data.cache import CACHE_NAME
+from ganbert.data.frames import AS_IS
 from ganbert.data.index import INDEX_NAME
+from ganbert.data.pairing import MAX_DAYS
 from ganbert.data.refusals import REPORT_NAME
 from ganbert.errors import OutputError
 
@@ -31,6 +33,8 @@ class Plan(BaseModel):
     dataset : absolute path of the input
     layout : key of `LAYOUTS`
     fractions : of subjects in train, val and test
+    max_days, series : of `LayoutOptions`
+    frames, unit, reference_regions, reference_mask : of `RecastOptions`
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +45,12 @@ class Plan(BaseModel):
     seed: int
     fractions: tuple[float, float, float]
     layout: str = "bids"
+    max_days: int = MAX_DAYS
+    series: str | None = None
+    frames: str = AS_IS
+    unit: str | None = None
+    reference_regions: tuple[str, ...] = ()
+    reference_mask: str | None = None
 
 
 @contextlib.contextmanager

@@ -1,49 +1,10 @@
 """The scales that PETs of different scanners and tracers are read on: SUVR and Centiloid."""
 
-import numpy as np
-
-from ganbert.data.volume import FloatArray, Mask
-from ganbert.errors import ConfigError, DatasetError
+from ganbert.data.units import suvr
+from ganbert.errors import ConfigError
 from ganbert.tracers import get_tracer
 
-
-def suvr(pet: FloatArray, reference_mask: Mask) -> FloatArray:
-    """Divide each frame by its mean over the reference region.
-
-    Parameters
-    ----------
-    pet : (T, D, H, W) float32, any unit that is proportional to activity
-    reference_mask : (D, H, W) bool, the tracer's reference region
-
-    Returns
-    -------
-    (T, D, H, W) float32, SUVR
-
-    Raises
-    ------
-    DatasetError
-        If the region is empty, or its mean in a frame is not positive.
-    ValueError
-        If the mask is not on the grid of the PET.
-    """
-    if pet.ndim != 4 or pet.shape[1:] != reference_mask.shape:
-        raise ValueError(
-            f"scales: expected (T, D, H, W) and its (D, H, W), "
-            f"got {pet.shape} and {reference_mask.shape}"
-        )
-    remedy = "check the region labels and the PET of this subject"
-    if not reference_mask.any():
-        raise DatasetError(
-            "reference region", expected="at least one voxel", found="none", remedy=remedy
-        )
-    means = pet[:, reference_mask].mean(axis=1, dtype=np.float64)
-    if not (np.isfinite(means) & (means > 0)).all():
-        found = ", ".join(f"{mean:g}" for mean in means)
-        raise DatasetError(
-            "reference region", expected="a positive mean in each frame", found=found, remedy=remedy
-        )
-    result: FloatArray = (pet / means[:, None, None, None]).astype(np.float32)
-    return result
+__all__ = ["centiloid", "suvr"]
 
 
 def centiloid(suvr_value: float, tracer: str) -> float:

@@ -37,6 +37,37 @@ def read_tsv(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream, delimiter="\t"))
 
 
+def read_table(file: Path) -> list[dict[str, str]]:
+    """Read the lines of a CSV (`.csv`) or TSV (any other name) with a heading, all values as text.
+
+    Returns
+    -------
+    Without blanks around names and values; "" where a line is too short.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is no regular file or not UTF-8, no table, or a line has more values than the heading
+        has names.
+    """
+    if file.exists() and not file.is_file():
+        raise ValueError("no regular file")
+    delimiter = "," if file.suffix.lower() == ".csv" else "\t"
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream, delimiter=delimiter, restval="", skipinitialspace=True)
+        lines = []
+        try:
+            for line in reader:
+                if None in line:
+                    raise ValueError(f"more values than columns in line {reader.line_num}")
+                lines.append({name.strip(): value.strip() for name, value in line.items()})
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
+    return lines
+
+
 def finite(line: Line) -> Line:
     """Return the line for JSON, which knows neither NaN nor infinity: they become null."""
     return {

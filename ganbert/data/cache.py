@@ -22,7 +22,8 @@ from ganbert.config import Grid
 from ganbert.data.conform import ConformedMri, concentric_affine, conform_mri, conform_pet
 from ganbert.data.index import AffineRows, CachedImage, Row, file_sha256
 from ganbert.data.nifti import read_volume, resample, write_cache
-from ganbert.data.volume import Affine, Pair, Volume
+from ganbert.data.recast import divide_by_reference, recast_frames
+from ganbert.data.volume import Affine, Pair, Recast, Volume
 from ganbert.errors import DatasetError, ImageError
 from ganbert.tracers import TRACERS
 
@@ -64,6 +65,7 @@ class RowRecipe(BaseModel):
     unit: str
     frame_start_s: tuple[float, ...]
     frame_duration_s: tuple[float, ...]
+    recast: Recast | None
     mri_grid: Grid
     pet_grid: Grid
 
@@ -128,7 +130,8 @@ def _row_name(pair: Pair) -> str:
 
 def images_of(pair: Pair) -> list[str]:
     """Return the paths of all images that a row is made from, T1w first, then PET."""
-    return [path for path in (pair.mri, pair.pet, pair.truth, pair.dseg) if path]
+    paths = (pair.mri, pair.pet, pair.truth, pair.dseg, pair.reference_mask)
+    return [path for path in paths if path]
 
 
 def _relative(path: str, place: CachePlace) -> str:
@@ -152,6 +155,7 @@ def _recipe(pair: Pair, place: CachePlace) -> RowRecipe:
         unit=pair.unit,
         frame_start_s=pair.frame_start_s,
         frame_duration_s=pair.frame_duration_s,
+        recast=pair.recast,
         mri_grid=place.mri_grid,
         pet_grid=place.pet_grid,
     )
@@ -176,9 +180,12 @@ def _conform(pair: Pair, place: CachePlace) -> _Images:
     mri = _conform_mri(pair.mri, place.mri_grid)
     affine = concentric_affine(mri.volume.affine, place.mri_grid, place.pet_grid)
     shape = place.pet_grid.shape
+    dseg = read_volume(pair.dseg) if pair.dseg else None
+    mask = read_volume(pair.reference_mask) if pair.reference_mask else None
 
     def pet_on_grid(path: str) -> Volume:
-        return conform_pet(_read_pet(path, pair), affine, place.pet_grid)
+        pet = _recast_pet(path, pair, mask or dseg)
+        return conform_pet(pet, affine, place.pet_grid)
 
     pet = pet_on_grid(pair.pet)
     if not pet.array.max() > pet.array.min():
@@ -192,7 +199,7 @@ def _conform(pair: Pair, place: CachePlace) -> _Images:
         mri=mri,
         pet=pet,
         truth=pet_on_grid(pair.truth) if pair.truth else None,
-        dseg=resample(read_volume(pair.dseg), affine, shape, order=0) if pair.dseg else None,
+        dseg=resample(dseg, affine, shape, order=0) if dseg else None,
     )
 
 
@@ -212,7 +219,7 @@ def _read_pet(path: str, pair: Pair) -> Volume:
     if len(pet.array) != len(pair.frame_start_s):
         raise DatasetError(
             path,
-            expected=f"{len(pair.frame_start_s)} frames, as its sidecar says",
+            expected=f"{len(pair.frame_start_s)} frames, as its sidecar (or series) says",
             found=f"{len(pet.array)} in the image",
             remedy="mend FrameTimesStart and FrameDuration or the image",
         )
@@ -226,18 +233,40 @@ def _read_pet(path: str, pair: Pair) -> Volume:
     return pet
 
 
+def _recast_pet(path: str, pair: Pair, reference: Volume | None) -> Volume:
+    """Read a PET into the frames and the unit that were planned."""
+    pet = _read_pet(path, pair)
+    if pair.recast is None:
+        return pet
+    pet = recast_frames(pet, pair.recast)
+    has_region = pair.recast.reference_labels or pair.reference_mask
+    if reference is None or not has_region:
+        return pet
+    try:
+        return divide_by_reference(pet, reference, pair.recast.reference_labels)
+    except DatasetError as error:
+        # A function on arrays does not know the file.
+        raise DatasetError(
+            path,
+            expected=f"{error.expected} in the reference region",
+            found=error.found,
+            remedy=error.remedy,
+        ) from error
+
+
 def _save(pair: Pair, images: _Images, place: CachePlace, name: str) -> Row:
     def save(volume: Volume, suffix: str, dtype: npt.DTypeLike) -> CachedImage:
         return _save_image(place.out, f"{name}_{suffix}.nii", volume, dtype)
 
+    frames = pair.recast or pair
     return Row(
         subject=pair.subject,
         session=pair.session,
         tracer=pair.tracer,
-        unit=pair.unit,
+        unit=frames.unit,
         split="train",
-        frame_start_s=pair.frame_start_s,
-        frame_duration_s=pair.frame_duration_s,
+        frame_start_s=frames.frame_start_s,
+        frame_duration_s=frames.frame_duration_s,
         mri=save(images.mri.volume, "T1w", np.uint8),
         pet=save(images.pet, "pet", np.float32),
         truth=save(images.truth, "truth", np.float32) if images.truth else None,

@@ -81,6 +81,9 @@ class Index(_Entry):
     intensity_ratio : suggested per tracer: the training PETs' tokens then fill the vocabulary
     region_names : label of a `dseg` -> name; empty where the dataset has no table (or the index is
         from before they were kept)
+    frames : rule by which the PETs got their two frames, see `data/frames.py`
+    reference : tracer -> reference region (or mask) by which `prepare` made SUVR; empty where it
+        did not
     versions : of the packages that wrote the cache
     """
 
@@ -91,6 +94,8 @@ class Index(_Entry):
     rows: tuple[Row, ...]
     versions: dict[str, str]
     region_names: dict[int, str] = {}
+    frames: str = "as-is"
+    reference: dict[str, str] = {}
 
     def select(self, split: Split) -> list[Row]:
         """Rows of one split, in the order of the index."""

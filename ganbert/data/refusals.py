@@ -28,13 +28,14 @@ class Refusal:
 
     Attributes
     ----------
-    subject, session : BIDS labels without `sub-` and `ses-`; session may be absent
+    subject, session : BIDS labels without `sub-` and `ses-`, as far as they are known
     tracer : short name; the label of the file's name, or nothing, where there is no such tracer
-    error : why; its `where` is the file
-    status : "left out": nothing is wrong, a subject has only one of the two images
+    error : why; its `where` is the file, or what names it
+    status : "left out": nothing is wrong, a subject has only one of the two images, or the user has
+        chosen another series
     """
 
-    subject: str
+    subject: str | None
     session: str | None
     tracer: str | None
     error: GanbertError
@@ -43,16 +44,28 @@ class Refusal:
     @property
     def label(self) -> str:
         """BIDS labels, for messages."""
-        session = f" ses-{self.session}" if self.session else ""
-        return f"sub-{self.subject}{session} {self.tracer or ''}".strip()
+        labels = [f"sub-{self.subject}" if self.subject else ""]
+        labels += [f"ses-{self.session}" if self.session else "", self.tracer or ""]
+        return " ".join(filter(None, labels))
+
+    @property
+    def path(self) -> str:
+        """The file, or what names it."""
+        return str(self.error.where)
+
+    @property
+    def reason(self) -> str:
+        """Expected, found, remedy, in one line."""
+        error = self.error
+        text = f"expected {error.expected}, found {error.found}; {error.remedy}"
+        return " ".join(text.split())
 
 
-def reason_of(error: GanbertError, root: Path) -> str:
-    """Return an error without its place: expected, found, remedy, in one line."""
-    text = f"expected {error.expected}, found {error.found}; {error.remedy}"
+def reason_in(refusal: Refusal, root: Path) -> str:
+    """Return the reason without the place of the dataset, at a length for a table."""
+    text = refusal.reason
     for prefix in (f"{root}{os.sep}", f"{root.resolve()}{os.sep}"):
         text = text.replace(prefix, "")
-    text = " ".join(text.split())
     return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}..."
 
 
@@ -65,12 +78,12 @@ def relative_name(where: object, root: Path) -> str:
 def refusal_line(refusal: Refusal, root: Path) -> Line:
     """Return the line of a refused pair."""
     return {
-        "subject": refusal.subject,
+        "subject": refusal.subject or _UNKNOWN,
         "session": refusal.session or _UNKNOWN,
         "tracer": refusal.tracer or _UNKNOWN,
         "status": refusal.status,
-        "file": relative_name(refusal.error.where, root),
-        "reason": reason_of(refusal.error, root),
+        "file": relative_name(refusal.path, root),
+        "reason": reason_in(refusal, root),
     }
 
 

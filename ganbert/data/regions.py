@@ -5,7 +5,7 @@ tables together make one, a contradiction is an error, and a segmentation withou
 with the table of the others.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ganbert.errors import DatasetError
@@ -14,6 +14,18 @@ from ganbert.tables import read_tsv
 _COLUMNS = ("index", "name")
 _UNKNOWN = ("", "n/a")
 _MAX_NAMES = 12
+
+# Reference regions of the tracer table, by the regions that make them up in a segmentation: ours,
+# and FreeSurfer's `aseg` (FreeSurferColorLUT.txt). Its brain stem is more than the pons.
+_ASEG_CEREBELLUM = ("left cerebellum cortex", "right cerebellum cortex")
+REFERENCES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "whole cerebellum": (
+        ("cerebellum",),
+        ("cerebellar grey matter", "cerebellar white matter"),
+        (*_ASEG_CEREBELLUM, "left cerebellum white matter", "right cerebellum white matter"),
+    ),
+    "cerebellar grey matter": (("cerebellar cortex",), _ASEG_CEREBELLUM),
+}
 
 
 def read_region_names(file: Path) -> dict[int, str]:
@@ -106,3 +118,40 @@ def name_regions(names: Sequence[str]) -> str:
     """
     text = ", ".join(names[:_MAX_NAMES])
     return text if len(names) <= _MAX_NAMES else f"{text} and {len(names) - _MAX_NAMES} more"
+
+
+def reference_labels(names: Mapping[int, str], regions: Sequence[str]) -> tuple[int, ...]:
+    """Return the labels that make up a reference region.
+
+    Parameters
+    ----------
+    names : label -> name
+    regions : names in the table, in any case and with any of space, `_` and `-`; or of
+        `REFERENCES`; several make one region
+
+    Raises
+    ------
+    DatasetError
+        If one is neither in the table nor made up of regions that are.
+    """
+    by_name: dict[str, list[int]] = {}
+    for label, name in names.items():
+        by_name.setdefault(_plain(name), []).append(label)
+    labels: set[int] = set()
+    for region in regions:
+        ways = ((_plain(region),), *REFERENCES.get(_plain(region), ()))
+        parts = next((way for way in ways if all(part in by_name for part in way)), None)
+        if parts is None:
+            known = name_regions(sorted(names.values())) or "no table of regions"
+            raise DatasetError(
+                "reference region",
+                expected=" or ".join(" + ".join(way) for way in ways),
+                found=known,
+                remedy="name the region with --reference-region, or give a --reference-mask",
+            )
+        labels.update(label for part in parts for label in by_name[part])
+    return tuple(sorted(labels))
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().replace("_", " ").replace("-", " ").split())

@@ -6,7 +6,9 @@ anterior, H inferior to superior, W left to right. `affine` maps the homogeneous
 superior). NIfTI's own order (i, j, k) exists only inside `data/nifti.py`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +59,27 @@ class Volume:
 
 
 @dataclass(frozen=True)
+class Recast:
+    """What is done to the frames and the unit of one PET, decided before any image is read.
+
+    Attributes
+    ----------
+    matrix : (frames of the result, frames of the source): each frame of the result is this weighted
+        sum of those of the source; rules for frames and linear conversions of units together
+    unit : of the result
+    frame_start_s, frame_duration_s : of each frame of the result, s after injection
+    reference_labels : labels of the `dseg` by whose mean each frame is then divided (SUVR); empty:
+        it is not divided, or the pair has a mask of its own for that
+    """
+
+    matrix: tuple[tuple[float, ...], ...]
+    unit: str
+    frame_start_s: tuple[float, ...]
+    frame_duration_s: tuple[float, ...]
+    reference_labels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Pair:
     """A T1w and a PET of one subject, as found on disk, not yet read.
 
@@ -66,9 +89,12 @@ class Pair:
     tracer : short name, a key of `ganbert.tracers.TRACERS`
     mri, pet : paths of the images
     unit : unit of the PET as its sidecar states it
-    frame_start_s, frame_duration_s : of each PET frame, s after injection
+    frame_start_s, frame_duration_s : of each PET frame on disk, s after injection
     truth, dseg : noise-free PET and region labels, where the dataset has them (the phantom does)
     dseg_table : names of the region labels, where the dataset has them
+    facts : what the dataset says about dose, weight and decay, by the names of `units.FACTS`
+    reference_mask : image that is above 0 in the reference region, instead of labels of `dseg`
+    recast : what becomes of frames and unit; None: they stay as they are
     """
 
     subject: str
@@ -82,3 +108,6 @@ class Pair:
     truth: str | None = None
     dseg: str | None = None
     dseg_table: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    reference_mask: str | None = None
+    recast: Recast | None = None

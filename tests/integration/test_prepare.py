@@ -16,9 +16,8 @@ import ganbert.data.cache
 from ganbert.cli import app
 from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID, Grid
 from ganbert.data.index import Index, file_sha256, load_index
-from ganbert.data.layouts import LAYOUTS
+from ganbert.data.layouts import LAYOUTS, Found, LayoutOptions
 from ganbert.data.nifti import read_cache, read_volume
-from ganbert.data.volume import Pair
 from ganbert.errors import ConfigError, DatasetError, GanbertError, ImageError, OutputError
 from ganbert.prepare import prepare
 from tests.bids_tree import (
@@ -244,7 +243,7 @@ def test_every_registered_layout_is_reached_by_its_name(
     asked = []
 
     class Spy:
-        def find_pairs(self, root: Path) -> list[Pair]:
+        def find_pairs(self, root: Path, options: LayoutOptions) -> Found:
             asked.append(root)
             raise DatasetError(root, expected="a pair", found="none", remedy="add one")
 
@@ -261,7 +260,7 @@ def test_another_layout_in_the_same_folder_is_named(
     monkeypatch.setitem(LAYOUTS, "other", LAYOUTS["bids"])
     with pytest.raises(OutputError, match="a cache made with layout bids"):
         run(tree, prepared, layout="other")
-    with pytest.raises(ConfigError, match="one of bids, other"):
+    with pytest.raises(ConfigError, match="one of bids, adni, table, other"):
         run(tree, prepared, layout="nonsense")
 
 
@@ -300,7 +299,10 @@ BAD_PET: dict[str, tuple[Callable[[Path], None], str]] = {
     "2D": (replace(np.ones((16, 16), np.float32)), "3D or 4D"),
     "5D": (replace(np.ones((8, 8, 8, 1, 2), np.float32)), "3D or 4D"),
     "NaN": (replace(np.full((8, 8, 8, 2), np.nan, np.float32)), "NaN"),
-    "three frames": (replace(np.ones((8, 8, 8, 3), np.float32)), "2 frames, as its sidecar says"),
+    "three frames": (
+        replace(np.ones((8, 8, 8, 3), np.float32)),
+        r"2 frames, as its sidecar \(or series\) says",
+    ),
     "elsewhere": (far_away, "overlaps with sub-01_T1w"),
 }
 BAD = [(write_t1w, name, *case) for name, case in BAD_T1W.items()]

@@ -1,9 +1,11 @@
 """A dataset with every defect: each is refused for its reason, and the others go on."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -12,9 +14,10 @@ from ganbert.atomic import write_text
 from ganbert.cli import app
 from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID
 from ganbert.data.index import load_index
+from ganbert.data.recast import RecastOptions
 from ganbert.errors import EXIT_SOME_REFUSED, DatasetError, ImageError, OutputError
 from ganbert.prepare import Prepared, prepare
-from tests.bids_tree import write_t1w, write_tree
+from tests.bids_tree import head, write_image, write_pet, write_t1w, write_tree
 from tests.defects import DEFECTS, END, PERSON, SOUND, START, prepare_defects, table, write_defects
 
 USABLE = {"disagree", "integers", "oblique", "fourth"}
@@ -203,3 +206,91 @@ def test_links_to_folders_in_a_circle_do_not_keep_it_busy(tmp_path: Path) -> Non
     result = run(bids, tmp_path / "out")
     assert len(result.index.rows) == 3
     assert len(result.refusals) == 4
+
+
+def write_table(folder: Path) -> Path:
+    """Write a table of five pairs: 02 without unit, 03 of one frame, 05 with a T1w elsewhere."""
+    lines = ["subject,mri,pet,tracer,Units,FrameTimesStart,FrameDuration"]
+    for number in range(1, 5):
+        mri = write_t1w(folder / "images", f"{number:02d}").relative_to(folder)
+        pet = write_pet(folder / "images", f"{number:02d}").relative_to(folder)
+        lines.append(f"{number:02d},{mri},{pet},FDG,SUVR,1800 2400,600 600")
+    outside = write_t1w(folder.parent / "elsewhere", "05")
+    lines.append(f"05,{outside},{pet},FDG,SUVR,1800 2400,600 600")
+    lines[2] = lines[2].replace("SUVR", "")
+    lines[3] = lines[3].replace("1800 2400,600 600", "1800,600")
+    for file in folder.rglob("*.json"):
+        file.unlink()
+    file = folder / "pairs.csv"
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+@pytest.mark.parametrize("named", ["table", "folder"])
+def test_a_table_of_pairs_is_reported_beside_its_dataset(named: str, tmp_path: Path) -> None:
+    file, out = write_table(tmp_path / "data"), tmp_path / "out"
+    place = file if named == "table" else file.parent
+    result = run(place, out, layout="table")
+    assert [row.subject for row in result.index.rows] == ["01", "04"]
+    pet = "images/sub-{0}/pet/sub-{0}_trc-18FFDG_pet.nii.gz"
+    assert [(x["subject"], x["status"], x["file"]) for x in report(out)] == [
+        ("01", "prepared", pet.format("01")),
+        ("02", "refused", "pairs.csv:3"),
+        ("03", "refused", pet.format("03")),
+        ("04", "prepared", pet.format("04")),
+        ("05", "refused", "sub-05_T1w.nii.gz"),
+    ]
+    reasons = [line["reason"] for line in report(out)]
+    assert reasons[1].startswith("expected 'Units' in its JSON sidecar")
+    assert reasons[2].startswith("expected 2 frames, found a single frame")
+    assert reasons[4].startswith("expected a file of the dataset, found a link or path that leaves")
+    options = [
+        "prepare",
+        str(place),
+        str(out),
+        "--size",
+        "tiny",
+        "--jobs",
+        "1",
+        "--layout",
+        "table",
+    ]
+    assert CliRunner().invoke(app, options).exit_code == EXIT_SOME_REFUSED
+    with pytest.raises(DatasetError, match=r"pairs\.csv:3: expected 'Units'"):
+        run(place, out, layout="table", strict=True)
+
+
+def test_strict_stops_at_a_recast_too(tmp_path: Path) -> None:
+    bids = write_tree(tmp_path / "bids", 3)
+    path = write_pet(bids, "02", Units="counts")
+    recast = RecastOptions(unit="SUVR", reference_mask=str(tmp_path / "mask.nii.gz"))
+    write_image(tmp_path / "mask.nii.gz", np.ones(head(0).shape, np.uint8))
+    with pytest.raises(DatasetError, match="a unit that SUVR follows from") as caught:
+        run(bids, tmp_path / "out", recast=recast, strict=True)
+    assert str(caught.value.where) == str(path)
+    result = run(bids, tmp_path / "out", recast=recast)
+    assert [refusal.label for refusal in result.refusals] == ["sub-02 FDG"]
+
+
+def test_a_mask_of_the_dataset_does_not_lead_out_of_it(tmp_path: Path) -> None:
+    bids = write_tree(tmp_path / "bids", 2)
+    write_image(tmp_path / "secret.nii.gz", np.ones(head(0).shape, np.uint8))
+    for subject in ("01", "02"):
+        write_pet(bids, subject, Units="SUV")
+        write_image(bids / f"masks/{subject}.nii.gz", np.ones(head(0).shape, np.uint8))
+    (bids / "masks/02.nii.gz").unlink()
+    (bids / "masks/02.nii.gz").symlink_to(tmp_path / "secret.nii.gz")
+    recast = RecastOptions(unit="SUVR", reference_mask="masks/{subject}.nii.gz")
+    result = run(bids, tmp_path / "out", recast=recast)
+    assert [row.subject for row in result.index.rows] == ["01"]
+    assert [Path(refusal.path).name for refusal in result.refusals] == ["02.nii.gz"]
+
+
+def test_a_plan_from_before_frames_and_units_is_taken_up(tmp_path: Path) -> None:
+    bids, out = write_tree(tmp_path / "bids", 2), tmp_path / "out"
+    run(bids, out)
+    plan = json.loads((out / "prepare.json").read_text())
+    known = ("dataset", "mri_grid", "pet_grid", "seed", "fractions", "layout")
+    write_text(out / "prepare.json", json.dumps({name: plan[name] for name in known}))
+    assert len(run(bids, out).index.rows) == 2
+    assert json.loads((out / "prepare.json").read_text()) == plan

@@ -10,9 +10,11 @@ import typer
 from typer.testing import CliRunner
 
 from ganbert import __version__
-from ganbert.cli import Layout, Size, app
+from ganbert.cli import Frames, Layout, Size, Unit, app
 from ganbert.config import GRIDS
+from ganbert.data.frames import FRAME_RULES
 from ganbert.data.layouts import LAYOUTS
+from ganbert.data.units import TARGETS
 
 OPTIONS = {
     "doctor": set(),
@@ -29,7 +31,21 @@ OPTIONS = {
     "model": {"config", "--size", "--micro-batch"},
     "inspect": {"prepared", "--verify", "--tokens", "--intensity-ratio"},
     "phantom": {"out", "--subjects", "--tracer", "--seed", "--size", "--jobs"},
-    "prepare": {"bids", "out", "--size", "--seed", "--layout", "--jobs", "--strict"},
+    "prepare": {
+        "bids",
+        "out",
+        "--size",
+        "--seed",
+        "--layout",
+        "--max-days",
+        "--series",
+        "--frames",
+        "--unit",
+        "--reference-region",
+        "--reference-mask",
+        "--jobs",
+        "--strict",
+    },
     "report": {"run", "--data"},
     "train": {
         "--config",
@@ -66,6 +82,11 @@ def test_sizes_are_those_of_the_grids() -> None:
 
 def test_layouts_are_those_of_the_registry() -> None:
     assert set(get_args(Layout)) == set(LAYOUTS)
+
+
+def test_frames_and_units_are_those_of_their_tables() -> None:
+    assert set(get_args(Frames)) == set(FRAME_RULES)
+    assert set(get_args(Unit)) == set(TARGETS)
 
 
 @pytest.mark.parametrize("command", OPTIONS)

@@ -39,7 +39,7 @@ FLOORS = (
         "runs",
         "score_table",
     },
-    {"steps"},
+    {"steps", "pair_checks"},
     {
         "train",
         "launch",
@@ -55,9 +55,9 @@ FLOORS = (
 # The same inside data/.
 DATA_FLOORS = (
     {"volume", "index", "regions", "refusals"},
-    {"nifti_header", "bids_index"},
-    {"nifti", "phantom_template"},
-    {"phantom_anatomy"},
+    {"nifti_header", "sidecar", "pairing", "frames", "units"},
+    {"nifti", "phantom_template", "bids_index", "layout_adni", "layout_table"},
+    {"phantom_anatomy", "recast", "layout_bids"},
     {"phantom_uptake", "phantom_scanner"},
     {"phantom_bids"},
     {"conform", "layouts", "phantom", "pipeline"},

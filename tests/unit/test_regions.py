@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ganbert.data.regions import merge_region_names, read_region_names
+from ganbert.data.regions import merge_region_names, read_region_names, reference_labels
 from ganbert.errors import DatasetError
 
 
@@ -62,3 +62,29 @@ def test_a_contradiction_names_both_files(tmp_path: Path) -> None:
     second = write(tmp_path / "sub-02_dseg.tsv", "index\tname\n5\tfrontal\n")
     with pytest.raises(DatasetError, match=r"sub-02_dseg.tsv: expected 5 to be 'pons', as in"):
         merge_region_names([first, second])
+
+
+def test_reference_regions_are_found_by_their_parts() -> None:
+    ours = {3: "cerebellar_white_matter", 4: "cerebellar_grey_matter", 5: "pons"}
+    assert reference_labels(ours, ["whole cerebellum"]) == (3, 4)
+    assert reference_labels(ours, ["Cerebellar Grey-Matter"]) == (4,)
+    assert reference_labels(ours, ["pons", "cerebellar grey matter"]) == (4, 5)
+    aseg = {
+        7: "Left-Cerebellum-White-Matter",
+        8: "Left-Cerebellum-Cortex",
+        46: "Right-Cerebellum-White-Matter",
+        47: "Right-Cerebellum-Cortex",
+    }
+    assert reference_labels(aseg, ["whole cerebellum"]) == (7, 8, 46, 47)
+    assert reference_labels(aseg, ["cerebellar grey matter"]) == (8, 47)
+    # Two labels of one name are one region.
+    assert reference_labels({1: "pons", 9: "pons"}, ["pons"]) == (1, 9)
+
+
+def test_a_reference_region_that_is_not_there_says_what_would_do() -> None:
+    with pytest.raises(DatasetError, match=r"expected pons, found brainstem; .*--reference-region"):
+        reference_labels({1: "brainstem"}, ["pons"])
+    with pytest.raises(DatasetError, match=r"cerebellar grey matter \+ cerebellar white matter"):
+        reference_labels({4: "cerebellar_grey_matter"}, ["whole cerebellum"])
+    with pytest.raises(DatasetError, match="found no table of regions"):
+        reference_labels({}, ["pons"])

@@ -114,7 +114,7 @@ def _check_names(option: str, names: Sequence[str], known: Sequence[str]) -> Non
             option,
             expected="a dataset with names of regions",
             found="none in its index",
-            remedy="put a _dseg.tsv beside the segmentations and prepare again, or leave it out",
+            remedy="put a _dseg.tsv beside the segmentations, prepare again and train on that",
         )
     if not names:
         raise ConfigError(option, expected="names", found="none", remedy="separate them by commas")

@@ -78,11 +78,21 @@ def check_places(dataset: Path, pairs: Sequence[Pair], log: RefusalLog) -> list[
         try:
             for path in (*images, *(str(sidecar_of(image)) for image in images), *tables):
                 check_inside(path, dataset)
+            for table in tables:
+                _check_is_file(table)
         except ImageError as error:
             log.add(refusal_of(pair, error))
         else:
             usable.append(pair)
     return usable
+
+
+def _check_is_file(table: str) -> None:
+    """Refuse what would keep a reader waiting, such as a pipe."""
+    if not Path(table).is_file():
+        raise ImageError(
+            table, expected="a table of regions", found="no regular file", remedy="check the path"
+        )
 
 
 def check_headers(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+# A quotation mark in a TSV is a character like any other (BIDS, "Tabular files").
+_NO_QUOTES: Any = {"quoting": csv.QUOTE_NONE, "quotechar": None}
 Line = dict[str, Any]  # of a table: column name to value
 
 
@@ -18,7 +20,9 @@ def write_tsv(file: Path, lines: Sequence[Line]) -> None:
         If the file cannot be written.
     """
     with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(lines[0]), delimiter="\t", lineterminator="\n")
+        writer = csv.DictWriter(
+            stream, list(lines[0]), delimiter="\t", lineterminator="\n", **_NO_QUOTES
+        )
         writer.writeheader()
         writer.writerows({key: _as_text(value) for key, value in line.items()} for line in lines)
 
@@ -30,11 +34,14 @@ def read_tsv(file: Path) -> list[dict[str, str]]:
     ------
     OSError
         If the file cannot be read.
-    UnicodeDecodeError
-        If it is not UTF-8.
+    ValueError
+        If it is not UTF-8, or a value is too long to be one.
     """
     with file.open(newline="", encoding="utf-8-sig") as stream:
-        return list(csv.DictReader(stream, delimiter="\t"))
+        try:
+            return list(csv.DictReader(stream, delimiter="\t", **_NO_QUOTES))
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
 
 
 def read_table(file: Path) -> list[dict[str, str]]:
@@ -79,4 +86,5 @@ def finite(line: Line) -> Line:
 def _as_text(value: Any) -> Any:
     if isinstance(value, float):
         return "n/a" if math.isnan(value) else f"{value:.6g}"
-    return value
+    # What separates values and lines cannot stand within one.
+    return " ".join(value.split()) if isinstance(value, str) else value

@@ -17,6 +17,7 @@ from ganbert.errors import DatasetError
 
 INDEX_NAME = "index.json"
 SCHEMA_VERSION = 1
+_ADDED = ("region_names", "frames", "reference")  # since the first files of this version
 Split = Literal["train", "val", "test"]
 AffineRows = tuple[tuple[float, float, float, float], ...]
 
@@ -143,7 +144,11 @@ def save_index(index: Index, folder: Path) -> Path:
         If it cannot be written.
     """
     file = folder / INDEX_NAME
-    write_text(file, index.model_dump_json(indent=1) + "\n")
+    # Runs know their index by its checksum: what an earlier version did not write, and what says
+    # nothing, must not change it.
+    fields = type(index).model_fields
+    silent = {name for name in _ADDED if getattr(index, name) == fields[name].default}
+    write_text(file, index.model_dump_json(indent=1, exclude=silent) + "\n")
     return file
 
 

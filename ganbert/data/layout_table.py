@@ -4,7 +4,7 @@ One line is one pair. Columns, by name and in any order, further ones are not re
 
     subject, mri, pet         required; paths absolute or relative to the table
     session, tracer           label; a name that the tracer table knows
-    mri_date, pet_date        YYYY-MM-DD or MM/DD/YYYY; too far apart, and the pair is rejected
+    mri_date, pet_date        YYYY-MM-DD or MM/DD/YYYY; too far apart, and the pair is refused
     Units, FrameTimesStart, FrameDuration, TracerName, InjectedRadioactivity, ...
                               keys of the BIDS-PET sidecar; several frames with spaces: 3000 3300
     weight                    of the subject, kg

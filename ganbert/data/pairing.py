@@ -1,4 +1,4 @@
-"""What the disk layouts share: what they return, the choice of an MRI, and what is left out, why.
+"""What the disk layouts share: what they return, the choice of an MRI, and what is refused, why.
 
 A layout finds PETs and MRIs; each PET gets the MRI of its subject with the nearest date, within a
 limit. Where the dataset gives no dates, the session decides. Whatever does not become a pair is a
@@ -156,7 +156,7 @@ def collect(pairs: Iterable[Pair], others: Iterable[Refusal]) -> Found:
             error = DatasetError(
                 pair.pet,
                 expected="one PET per subject, session and tracer",
-                found=f"also {Path(first.pet).name}, which is used",
+                found=f"also {Path(first.pet).name}, which goes before it",
                 remedy="keep one of them in the dataset",
             )
             refusals.append(Refusal(pair.subject, pair.session, pair.tracer, error))

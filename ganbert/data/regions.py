@@ -51,7 +51,7 @@ def read_region_names(file: Path) -> dict[int, str]:
     remedy = "mend the table; BIDS wants the columns index and name"
     try:
         lines = read_tsv(file)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         found = getattr(error, "strerror", None) or type(error).__name__
         raise DatasetError(file, expected="a TSV", found=found, remedy=remedy) from error
     missing = [name for name in _COLUMNS if not lines or name not in lines[0]]

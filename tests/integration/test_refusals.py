@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ganbert.data.index import load_index
 from ganbert.data.recast import RecastOptions
 from ganbert.errors import EXIT_SOME_REFUSED, DatasetError, ImageError, OutputError
 from ganbert.prepare import Prepared, prepare
-from tests.bids_tree import head, write_image, write_pet, write_t1w, write_tree
+from tests.bids_tree import head, write_description, write_image, write_pet, write_t1w, write_tree
 from tests.defects import DEFECTS, END, PERSON, SOUND, START, prepare_defects, table, write_defects
 
 USABLE = {"disagree", "integers", "oblique", "fourth"}
@@ -284,6 +285,16 @@ def test_a_mask_of_the_dataset_does_not_lead_out_of_it(tmp_path: Path) -> None:
     result = run(bids, tmp_path / "out", recast=recast)
     assert [row.subject for row in result.index.rows] == ["01"]
     assert [Path(refusal.path).name for refusal in result.refusals] == ["02.nii.gz"]
+
+
+def test_a_table_of_regions_that_is_a_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
+    bids = write_tree(tmp_path / "bids", 2)
+    derivative = bids / "derivatives" / "phantom"
+    write_description(derivative, DatasetType="derivative", GeneratedBy=[{"Name": "phantom"}])
+    write_image(derivative / "sub-01/anat/sub-01_dseg.nii.gz", head(0))
+    os.mkfifo(derivative / "sub-01/anat/sub-01_dseg.tsv")
+    result = run(bids, tmp_path / "out")
+    assert [row.subject for row in result.index.rows][-1] == "02"
 
 
 def test_a_plan_from_before_frames_and_units_is_taken_up(tmp_path: Path) -> None:

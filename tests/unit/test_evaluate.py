@@ -395,3 +395,18 @@ def test_what_is_missing_is_one_line_and_leaves_nothing(
         evaluate(run, console=QUIET)
     assert "\n" not in str(caught.value)
     assert not [path for path in run.iterdir() if path.name.startswith("evaluation")]
+
+
+def test_what_a_later_version_adds_and_a_dataset_lacks_is_not_in_the_index(
+    run: Path,
+) -> None:
+    # Runs know their index by its checksum.
+    prepared = run.parent / "data"
+    named = load_index(prepared)
+    unnamed = named.model_copy(update={"region_names": {}})
+    save_index(unnamed, prepared)
+    content = json.loads((prepared / "index.json").read_text())
+    assert content.keys().isdisjoint({"region_names", "frames", "reference"})
+    assert load_index(prepared) == unnamed
+    save_index(named, prepared)
+    assert load_index(prepared) == named

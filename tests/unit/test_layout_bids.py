@@ -111,7 +111,7 @@ def test_of_several_runs_the_first_is_taken_and_the_others_are_refused(tmp_path:
     assert [pair.pet for pair in found.pairs if pair.tracer == "AV45"] == [str(first)]
     assert [(entry.path, entry.status) for entry in found.refusals] == [(str(second), "refused")]
     assert found.refusals[0].reason.startswith("expected one PET per subject, session and tracer")
-    assert f"found also {first.name}, which is used" in found.refusals[0].reason
+    assert f"found also {first.name}, which goes before it" in found.refusals[0].reason
 
 
 def test_two_tracers_of_one_name_are_alike(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ subject, the middle slice of the late frame, as each method of the first seed sy
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -23,6 +24,7 @@ from ganbert.data.volume import FloatArray
 from ganbert.metrics import head_mask
 
 BETTER = {"psnr": "higher", "ssim": "higher", "intensity_distance": "lower", "top_recall": "higher"}
+FAR = (MEAN, "pix2pix_tanh", "ganbert_literal")
 # Eight hues that colour-blind eyes tell apart (Okabe and Ito 2008).
 COLOURS = ("#000000", "#E69F00", "#D55E00", "#56B4E9", "#009E73", "#0072B2", "#CC79A7")
 
@@ -34,8 +36,19 @@ def differences(scores: list[dict[str, str]], tracer: str, regime: str, seeds: l
     for panel, name in zip(panels, BETTER, strict=True):
         where = {"tracer": tracer, "regime": regime, "reference": "real"}
         base = by_subject(scores, name, seeds, name="l1", **where)
-        for row, method in enumerate(names):
-            interval = paired(by_subject(scores, name, seeds, name=method, **where), base)
+        intervals = {
+            n: paired(by_subject(scores, name, seeds, name=n, **where), base) for n in names
+        }
+        # Some are so far off that they would hide the others: they are named at the edge.
+        near = [intervals[n] for n in names if n not in FAR]
+        widest = 1.2 * max(abs(bound) for i in near for bound in (i.low, i.high))
+        panel.set_xlim(-widest, widest)
+        for row, interval in enumerate(intervals.values()):
+            if abs(interval.value) > widest:
+                edge = math.copysign(0.95 * widest, interval.value)
+                side = "right" if edge > 0 else "left"
+                panel.text(edge, row, f"{interval.value:+.3g}", ha=side, va="center", fontsize=8)
+                continue
             spread = [[interval.value - interval.low], [interval.high - interval.value]]
             panel.errorbar(interval.value, row, xerr=spread, fmt="o", color="#0072B2", capsize=3)
         panel.axvline(0, color="#888888", linewidth=1)
@@ -45,6 +58,7 @@ def differences(scores: list[dict[str, str]], tracer: str, regime: str, seeds: l
             range(len(names)), [METHODS.get(n, "mean of training PETs") for n in names]
         )
         panel.tick_params(labelsize=8)
+        panel.locator_params(axis="x", nbins=5)
     panels[0].invert_yaxis()
     figure.suptitle(
         f"{tracer}, regime {regime}: minus L1 alone, 95 % intervals over subjects", fontsize=10

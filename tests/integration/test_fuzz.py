@@ -29,7 +29,7 @@ def test_a_broken_image_is_read_or_refused(repository: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("seed", [100_000, 200_000])
-def test_many_broken_images_are_read_or_refused(seed: int, repository: Path) -> None:
-    assert min(fuzz(seed, 10_000, repository).values()) > 1000
+@pytest.mark.timeout(600)
+def test_many_broken_images_are_read_or_refused(repository: Path) -> None:
+    # For more: python -m tests.fuzz_nifti --help
+    assert min(fuzz(100_000, 2000, repository).values()) > 200

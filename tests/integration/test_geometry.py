@@ -207,8 +207,7 @@ def test_a_point_stays_where_it_was(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", [48, 96])
 def test_a_point_stays_where_it_was_in_all_axis_orders(
-    start: int, tmp_path: Path, tiny_export: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_round_trip(tmp_path, range(start, start + 48), tiny_export, monkeypatch)
+    check_round_trip(tmp_path, range(48, 96), tiny_export, monkeypatch)

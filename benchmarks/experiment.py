@@ -6,6 +6,7 @@ again, and a cell that was stopped goes on from its last checkpoint. A digest of
 beside the scores: figures of another recipe of the same name are refused, not mixed in.
 """
 
+import argparse
 import copy
 import csv
 import hashlib
@@ -28,6 +29,7 @@ import numpy as np
 import yaml
 
 from ganbert.agreement import Estimate, paired_bootstrap
+from ganbert.config import GRIDS
 from ganbert.data.index import load_index
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +38,7 @@ FIGURES = ("psnr", "ssim", "rmse", "intensity_distance", "top_recall")
 MEAN = "training mean"
 LEARNING_RATE = "discriminator.json"  # override of the adversary's engine, not of run.yaml
 _KEYS = ("tracer", "regime", "name", "seed", "recipe", "split", "reference", "subject")
-_SCORES = "scores.tsv"
+_SCORES, _OPTIONS = "scores.tsv", "options.json"
 _OF_THE_CELL = ("seed", "intensity_ratio")  # settings that are no part of the method
 
 
@@ -98,7 +100,8 @@ class Commands:
             self._children.discard(child)
         if status:
             if not self.stopped:
-                sys.stderr.write(f"{verb} failed, see {log}\n")
+                last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
+                sys.stderr.write(f"{verb} failed, see {log}: {last}\n")
             raise SystemExit(status)
 
 
@@ -115,13 +118,27 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def same_options(work: Path, options: dict[str, Any]) -> None:
+def add_options(parser: argparse.ArgumentParser, *, cohort_seed: int) -> None:
+    """Add what every experiment asks: where, on which cohort, how long, how many at a time."""
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--tracer", default="AV45")
+    parser.add_argument("--subjects", type=int, default=160)
+    parser.add_argument("--cohort-seed", type=int, default=cohort_seed)
+    parser.add_argument("--size", choices=GRIDS, default="small")
+    parser.add_argument("--max-steps", type=int, help="instead of the recipes' own")
+    parser.add_argument("--jobs", type=positive, default=2, help="trainings at a time")
+
+
+def options_of(chosen: argparse.Namespace, split: str) -> dict[str, Any]:
+    """What all cells of one folder share."""
+    names = ("subjects", "cohort_seed", "size", "max_steps")
+    return {name: getattr(chosen, name) for name in names} | {"split": split}
+
+
+def _check_options(file: Path, options: dict[str, Any]) -> None:
     """Refuse to mix cohorts or numbers of steps in one folder."""
-    work.mkdir(parents=True, exist_ok=True)
-    file = work / "options.json"
     if file.exists() and (before := json.loads(file.read_text())) != options:
         sys.exit(f"{file}: expected {before}, found {options}; use these or another folder")
-    file.write_text(json.dumps(options) + "\n")
 
 
 def prepare_cohort(work: Path, tracer: str, options: dict[str, Any], commands: Commands) -> Path:
@@ -207,12 +224,12 @@ def _make(cell: Cell, work: Path, options: dict[str, Any], commands: Commands) -
     commands.run(log, "train", "--config", recipe, "--data", prepared, "--output", output, *limit)
     commands.run(log, "evaluate", output, "--split", options["split"])
     names = {"ganbert": cell.name, "mean_of_training": MEAN}
-    lines = []
+    lines, recipe_digest = [], digest(cell)
     with (output / "evaluation" / "metrics.tsv").open() as stream:
         for row in csv.DictReader(stream, delimiter="\t"):
             if row["mask"] == "head" and row["method"] in names:
                 about = [cell.tracer, cell.regime, names[row["method"]], str(cell.seed)]
-                about += [digest(cell), options["split"], row["reference"], row["subject"]]
+                about += [recipe_digest, options["split"], row["reference"], row["subject"]]
                 lines.append(about + [row[figure] for figure in FIGURES])
     return lines
 
@@ -242,9 +259,11 @@ def make_cells(
     Raises
     ------
     SystemExit
-        If scores.tsv has a cell with another recipe, or a command fails or was stopped; the cells
-        that are done are kept.
+        If the folder has other options, scores.tsv has a cell with another recipe, or a command
+        fails or was stopped; the cells that are done are kept.
     """
+    work.mkdir(parents=True, exist_ok=True)
+    _check_options(work / _OPTIONS, options)
     done = {
         (s["tracer"], s["regime"], s["name"], int(s["seed"])): s["recipe"]
         for s in read_scores(work)
@@ -262,6 +281,8 @@ def make_cells(
             )
     for tracer in dict.fromkeys(cell.tracer for cell in missing):
         prepare_cohort(work, tracer, options, commands)
+    # Only now: options that make no cohort should not bind the folder.
+    (work / _OPTIONS).write_text(json.dumps(options) + "\n")
     lock, count = threading.Lock(), iter(range(1, len(missing) + 1))
 
     def make(cell: Cell) -> None:

@@ -19,7 +19,6 @@ intervals over subjects, given these trainings.
 
 import argparse
 import sys
-from pathlib import Path
 
 import numpy as np
 from experiment import (
@@ -28,15 +27,13 @@ from experiment import (
     REGIMES,
     Cell,
     Commands,
+    add_options,
     by_subject,
     difference,
     make_cells,
-    positive,
+    options_of,
     read_scores,
-    same_options,
 )
-
-from ganbert.config import GRIDS
 
 METHODS = {
     "l1": "L1 alone",
@@ -82,17 +79,11 @@ def format_table(
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--tracer", default="AV45")
+    add_options(parser, cohort_seed=7)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=list(REGIMES))
-    parser.add_argument("--subjects", type=int, default=160)
-    parser.add_argument("--cohort-seed", type=int, default=7)
-    parser.add_argument("--size", choices=GRIDS, default="small")
-    parser.add_argument("--max-steps", type=int, help="instead of the recipes' own")
     parser.add_argument("--reference", choices=("real", "truth"), default="real")
-    parser.add_argument("--jobs", type=positive, default=2, help="trainings at a time")
     options = parser.parse_args()
     if "l1" not in options.methods:
         parser.error("--methods: l1 is what the others are compared with, name it too")
@@ -103,9 +94,7 @@ def main() -> None:
     """Make what is missing, then print the table."""
     chosen = parse_options()
     work = chosen.work.resolve()
-    names = ("subjects", "cohort_seed", "size", "max_steps")
-    options = {name: getattr(chosen, name) for name in names} | {"split": "test"}
-    same_options(work, options)
+    options = options_of(chosen, "test")
     cells = [
         Cell(chosen.tracer, regime, method, seed, method)
         # Seed by seed, so that a stopped run has whole rows.

@@ -8,7 +8,6 @@ are named in VARIANTS: overrides of ds_configs/<recipe>/run.yaml.
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,13 @@ from experiment import (
     LEARNING_RATE,
     Cell,
     Commands,
+    add_options,
     by_subject,
     difference,
     make_cells,
-    positive,
+    options_of,
     read_scores,
-    same_options,
 )
-
-from ganbert.config import GRIDS
 
 _RATIO = "losses.max_adversarial_ratio"
 _NOISE = "discriminator.value_noise"
@@ -97,20 +94,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 def main() -> None:
     """Make what is missing, then print the differences to L1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("work", type=Path)
+    add_options(parser, cohort_seed=3)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--tracer", default="AV45")
     parser.add_argument("--regime", choices=("paper", "suvr"), default="paper")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--subjects", type=int, default=160)
-    parser.add_argument("--cohort-seed", type=int, default=3)
-    parser.add_argument("--size", choices=GRIDS, default="small")
-    parser.add_argument("--max-steps", type=int, help="instead of the recipes' own")
-    parser.add_argument("--jobs", type=positive, default=2, help="trainings at a time")
     chosen = parser.parse_args()
-    names = ("subjects", "cohort_seed", "size", "max_steps")
-    options = {name: getattr(chosen, name) for name in names} | {"split": "val"}
-    same_options(chosen.work, options)
+    options = options_of(chosen, "val")
     variants = list(dict.fromkeys(["l1", *chosen.variants]))
     cells = [
         Cell(chosen.tracer, chosen.regime, name, seed, *VARIANTS[name])

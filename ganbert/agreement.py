@@ -256,9 +256,9 @@ def concordance(fake: Sequence[float], real: Sequence[float]) -> Estimate:
     Returns
     -------
     2 cov / (var + var + (mean - mean)^2), -1..1, with variances over n - 1, and the interval of
-    Fisher's z with Lin's asymptotic variance, which is too narrow for a handful of subjects (covers
-    0.88 instead of 0.95 at 4, 0.93 at 16). NaN below three subjects or if either is constant; the
-    interval is NaN below four and where there is no correlation to expand around.
+    Fisher's z with Lin's asymptotic variance, which is too narrow for a handful of subjects. NaN
+    below three subjects or if either is constant; the interval is NaN below four and where there is
+    no correlation to expand around.
 
     Raises
     ------

@@ -16,7 +16,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    FiniteFloat,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -35,7 +34,7 @@ class Strict(BaseModel):
     number.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Grid(Strict):
@@ -118,7 +117,7 @@ class DiscriminatorConfig(Strict):
     sequence_multiple: int = Field(default=1, ge=1, le=1024)
     # Sd of the noise on the summarised PET, real or generated, before it becomes tokens, in
     # normalised units (1000 ids each), while training.
-    value_noise: FiniteFloat = Field(default=0.0, ge=0.0)
+    value_noise: float = Field(default=0.0, ge=0.0)
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
@@ -141,8 +140,8 @@ class LossConfig(Strict):
     adversary_warmup_steps: int = Field(default=0, ge=0)
     # Approximate R1 penalty: noise of sd `r1_sigma` (normalised units) on each voxel should
     # not change what the discriminator says of a real PET. 0: off.
-    r1: FiniteFloat = Field(default=0.0, ge=0.0)
-    r1_sigma: FiniteFloat = Field(default=0.1, gt=0.0)
+    r1: float = Field(default=0.0, ge=0.0)
+    r1_sigma: float = Field(default=0.1, gt=0.0)
     # Full weight while half of the generated PETs of all ranks pass for real, none when none does.
     reweight: bool = False
     # What the discriminator is told of a real or generated PET is this far from certain.
@@ -178,10 +177,10 @@ _REINS = {
 class RunConfig(Strict):
     """Everything that `run.yaml` may say."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     max_steps: int = Field(gt=0, description="optimiser steps")
     # None: as paper, section 3.1. "auto": the value that `prepare` suggests for the cohort.
-    intensity_ratio: Annotated[FiniteFloat, Field(gt=0.0)] | Literal["auto"] = 0.1
+    intensity_ratio: Annotated[float, Field(gt=0.0)] | Literal["auto"] = 0.1
     checkpoint_every: int = Field(default=500, gt=0, description="optimiser steps")
     keep_checkpoints: int = Field(default=3, gt=0)
     metrics_port: int = Field(default=9808, ge=0, le=65535, description="0: any free port")

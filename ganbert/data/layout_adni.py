@@ -31,7 +31,7 @@ import dataclasses
 import datetime
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,16 +192,17 @@ def _find_images(root: Path) -> tuple[dict[int, str], list[Refusal]]:
 def _read_items(root: Path, files: dict[int, str], others: list[Refusal]) -> Iterator[_Item]:
     """Read the lines of all CSV files of a search; an image that two of them list counts once."""
     seen: set[int] = set()
-    tables = [file for file in sorted(root.glob("*.csv")) if _is_search(file)]
+    lines_of = {file: _read(file) for file in sorted(root.glob("*.csv"))}
+    tables = {file: lines for file, lines in lines_of.items() if _is_search(lines)}
     if not tables:
         raise DatasetError(
             root,
             expected=f"a CSV of the search with columns {', '.join(COLUMNS)}",
-            found=", ".join(file.name for file in sorted(root.glob("*.csv"))) or "no CSV",
+            found=", ".join(file.name for file in lines_of) or "no CSV",
             remedy="download it with the collection and put it beside the folders",
         )
-    for file in tables:
-        for row, line in enumerate(_read(file), start=2):
+    for file, lines in tables.items():
+        for row, line in enumerate(lines, start=2):
             match = _IMAGE_ID.match(line["Image Data ID"])
             if match is None:
                 found = repr(line["Image Data ID"])
@@ -221,8 +222,7 @@ def _read_items(root: Path, files: dict[int, str], others: list[Refusal]) -> Ite
             )
 
 
-def _is_search(file: Path) -> bool:
-    lines = _read(file)
+def _is_search(lines: Sequence[Mapping[str, str]]) -> bool:
     return bool(lines) and all(name in lines[0] for name in COLUMNS)
 
 

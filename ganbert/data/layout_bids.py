@@ -19,7 +19,6 @@ here, by the inheritance principle. What is decided here:
   the nearest `_dseg.tsv` by inheritance.
 """
 
-import csv
 import datetime
 import os
 import re
@@ -315,7 +314,7 @@ def _read_tsv(file: Path, root: Path) -> list[dict[str, str]]:
         found = "no regular file"
     except ImageError as error:
         expected, found, remedy = error.expected, error.found, error.remedy
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError) as error:
         found = getattr(error, "strerror", None) or type(error).__name__
     raise DatasetError(file, expected=expected, found=found, remedy=remedy)
 

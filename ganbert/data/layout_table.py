@@ -30,7 +30,7 @@ from ganbert.data.pairing import (
 )
 from ganbert.data.refusals import Refusal
 from ganbert.data.sidecar import find_frames, find_tracer, find_unit, read_json, sidecar_of
-from ganbert.data.units import WEIGHT, read_facts
+from ganbert.data.units import FACTS, WEIGHT, read_facts
 from ganbert.data.volume import Pair
 from ganbert.errors import DatasetError
 from ganbert.tables import read_table
@@ -42,11 +42,7 @@ _KEYS = (
     "Units",
     "TracerName",
     *_FRAMES,
-    "InjectedRadioactivity",
-    "InjectedRadioactivityUnits",
-    "InjectionStart",
-    "ImageDecayCorrected",
-    "ImageDecayCorrectionTime",
+    *(key for key in FACTS if key != WEIGHT),
 )
 _UNKNOWN = ("", "n/a")
 

@@ -34,7 +34,7 @@ class Judgement(NamedTuple):
     mlm_labels: Tensor | None = None
     patch_logits: Tensor | None = None
 
-    def rows(self, which: slice) -> "Judgement":
+    def rows(self, which: slice | Tensor) -> "Judgement":
         """Judgement of some of the PETs."""
         return Judgement(*(None if head is None else head[which] for head in self))
 

@@ -107,9 +107,13 @@ def judge(summary: Summary | None) -> Verdict:
     low, high = (format_number(v, 2, signed=True) for v in (gain.low, gain.high))
     sentence += f", 95% confidence interval {low} to {high} dB."
     for tone, text, holds in (
-        ("better", "GANBERT beats the mean of the training PETs", gain.low > 0),
-        ("worse", "GANBERT is worse than the mean of the training PETs", gain.high < 0),
-        ("unclear", "GANBERT cannot be told from the mean of the training PETs", True),
+        ("better", "GANBERT has a higher PSNR than the mean of the training PETs", gain.low > 0),
+        ("worse", "GANBERT has a lower PSNR than the mean of the training PETs", gain.high < 0),
+        (
+            "unclear",
+            "GANBERT's PSNR cannot be told from that of the mean of the training PETs",
+            True,
+        ),
     ):
         if holds:
             return Verdict(tone, text, sentence)

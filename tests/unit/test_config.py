@@ -182,3 +182,25 @@ def test_reins_that_hold_nothing_are_refused(
         read_strictly("run.yaml", content, RunConfig)
     content["discriminator"]["kind"] = "bert_patchgan"
     read_strictly("run.yaml", content, RunConfig)
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [
+        *(
+            ("losses", name)
+            for name in ("nsp", "mlm", "l1", "patch", "max_adversarial_ratio", "r1")
+        ),
+        ("discriminator", "value_noise"),
+    ],
+)
+def test_infinity_is_no_setting(section: str, name: str) -> None:
+    content = {"max_steps": 1, section: {name: float("inf")}}
+    with pytest.raises(ConfigError, match=rf"{section}.{name}: .*finite"):
+        read_strictly("run.yaml", content, RunConfig)
+
+
+def test_a_seed_that_torch_cannot_take_is_refused() -> None:
+    read_strictly("run.yaml", {"max_steps": 1, "seed": 2**63 - 1}, RunConfig)
+    with pytest.raises(ConfigError, match="seed: "):
+        read_strictly("run.yaml", {"max_steps": 1, "seed": 2**63}, RunConfig)

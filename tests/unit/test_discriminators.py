@@ -66,10 +66,6 @@ def test_dropout_can_be_off_where_the_generators_gradient_passes() -> None:
         assert not drops(pet_fake)
 
 
-def rows(judgement: Judgement, chosen: slice | Tensor) -> Judgement:
-    return Judgement(*(None if t is None else t[chosen] for t in judgement))
-
-
 def test_registry_names_are_those_of_the_configuration() -> None:
     for kind in DISCRIMINATORS:
         assert DiscriminatorConfig.model_validate({"kind": kind}).kind == kind
@@ -101,8 +97,8 @@ def test_blocks_are_judged_like_one_after_the_other(kind: str) -> None:
         together = discriminator(mri, torch.cat((pet_real, pet_fake)), pet_real, positions)
         on_real = discriminator(mri, pet_real, pet_real, positions[:2])
         on_fake = discriminator(mri, pet_fake, pet_real, positions[2:])
-    same(rows(together, slice(0, 2)), on_real)
-    same(rows(together, slice(2, 4)), on_fake)
+    same(together.rows(slice(0, 2)), on_real)
+    same(together.rows(slice(2, 4)), on_fake)
 
 
 @EVERY
@@ -125,7 +121,7 @@ def test_permuting_the_subjects_permutes_the_judgements(kind: str) -> None:
     with torch.no_grad():
         straight = discriminator(*pictures, positions)
         permuted = discriminator(*(p[order] for p in pictures), positions[order])
-    same(rows(straight, order), permuted)
+    same(straight.rows(order), permuted)
 
 
 def expected_labels(mri: Tensor, pet_real: Tensor, positions: Tensor) -> list[list[int]]:

@@ -30,8 +30,9 @@ from pydantic import (
     ValidationError,
 )
 
-from ganbert.config import Recipe, Strict, first_problem, nearest_remedy, read_strictly
+from ganbert.config import Recipe
 from ganbert.errors import ConfigError
+from ganbert.strict import Strict, first_problem, nearest_remedy, read_strictly
 
 GENERATOR_FILE, DISCRIMINATOR_FILE = "generator.json", "discriminator.json"
 # Optimisers that DeepSpeed compiles on first use, and the operation that each needs.

@@ -15,9 +15,9 @@ from ganbert.config import (
     RunConfig,
     load_recipe,
     load_run_config,
-    read_strictly,
 )
 from ganbert.errors import ConfigError
+from ganbert.strict import read_strictly
 
 TABLE_1 = ("l1", "pix2pix_tanh", "pix2pix", "ganbert_literal", "demo", "ganbert_cnn")
 RECIPES = sorted(p.parent for p in (Path(__file__).parents[2] / "ds_configs").glob("*/run.yaml"))

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "ganbert"
 # From the ground up: each floor sees those before it, and nothing of its own.
 FLOORS = (
     {"errors"},
+    {"strict"},
     {"atomic", "config", "run_folder", "tables", "tracers"},
     {"data", "models"},  # two columns that never see each other
     {

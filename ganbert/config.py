@@ -153,6 +153,22 @@ _REINS = {
 }
 
 
+class AugmentationConfig(Strict):
+    """Random changes of training pairs, the same for MRI and PET; all off by default.
+
+    Attributes
+    ----------
+    flip : probability of swapping left and right
+    rotation_deg, translation_mm : largest rotation about, and shift along, each axis
+    intensity : largest change of the normalised MRI, as a factor's distance from 1 and as a shift
+    """
+
+    flip: float = Field(default=0.0, ge=0.0, le=1.0)
+    rotation_deg: float = Field(default=0.0, ge=0.0, le=180.0)
+    translation_mm: float = Field(default=0.0, ge=0.0, le=100.0)
+    intensity: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+
 class RunConfig(Strict):
     """Everything that `run.yaml` may say."""
 
@@ -166,6 +182,7 @@ class RunConfig(Strict):
     generator: GeneratorConfig = GeneratorConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     losses: LossConfig = LossConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
 
     @model_validator(mode="after")
     def _reins_hold_something(self) -> Self:

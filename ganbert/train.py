@@ -255,6 +255,7 @@ def open_loader(run: Run, engines: Engines, world: World, state: TrainingState) 
         start_micro_step=state.samples_seen // (engines.micro_batch * world.size),
         num_micro_steps=(config.max_steps - state.step) * engines.accumulation,
         device_id=world.device.index if world.device.type == "cuda" else None,
+        augmentation=config.augmentation,
     )
 
 

@@ -1,12 +1,12 @@
 """Batches for one rank: a resumable, rank-sharded stream of normalised tensors.
 
-The order of samples is one infinite stream that knows nothing of ranks (`SampleOrder`); each
-global micro-step takes the next world_size * micro_batch samples of it, and each rank its own part
-of those. So a run on more ranks sees the same samples in the same order, nothing is dropped or
-repeated within an epoch, no two ranks ever hold the same part, and resuming is an offset.
+What comes when stands in `sample_order.py`, what is done to a sample in `augmentation.py`, how in
+`pipeline.py`. All three are functions of the run's seed and an offset: a loader has no state that a
+checkpoint would have to hold.
 """
 
 import functools
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,14 +17,13 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from ganbert.config import Grid
-from ganbert.data.conform import mri_scale_offset, pet_scale_offset
-from ganbert.data.index import CachedImage, Index, Row, Split
-from ganbert.data.nifti import HEADER_BYTES
-from ganbert.data.pipeline import FileStream, build_pipeline
+from ganbert.config import AugmentationConfig
+from ganbert.data.augmentation import NO_AUGMENTATION, draw_transform
+from ganbert.data.index import Index, Split
+from ganbert.data.pipeline import Shape, build_pipeline
+from ganbert.data.sample_order import SampleOrder, share_of
+from ganbert.data.streams import PREPARE_AGAIN, cache_streams, check_cache, payload_shapes
 from ganbert.errors import DatasetError
-
-_PREPARE_AGAIN = "run `ganbert prepare` again"
 
 
 @dataclass(frozen=True)
@@ -45,43 +44,6 @@ class Batch:
     subjects: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class SampleOrder:
-    """An infinite stream of row positions: one permutation after another.
-
-    Attributes
-    ----------
-    num_rows : rows of the split
-    seed : of the permutations; epoch e uses (seed, e)
-    """
-
-    num_rows: int
-    seed: int
-
-    def sample(self, k: int) -> int:
-        """Return the row position of sample `k` of the stream, k >= 0."""
-        epoch, position = divmod(k, self.num_rows)
-        return int(_permutation(self.num_rows, self.seed, epoch)[position])
-
-    def micro_batch(self, step: int, *, rank: int, world_size: int, micro_batch: int) -> list[int]:
-        """Return what `rank` takes at global micro-step `step`.
-
-        >>> order = SampleOrder(num_rows=4, seed=0)
-        >>> parts = [order.micro_batch(0, rank=r, world_size=2, micro_batch=2) for r in (0, 1)]
-        >>> sorted(parts[0] + parts[1])
-        [0, 1, 2, 3]
-        """
-        start = (step * world_size + rank) * micro_batch
-        return [self.sample(k) for k in range(start, start + micro_batch)]
-
-
-@functools.lru_cache(maxsize=4)
-def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.intp]]:
-    # Sorting raw bits instead of Generator.permutation: NumPy promises the bits of PCG64 for good,
-    # the algorithms above them only until they are improved, and a resumed run must go on the same.
-    return np.random.PCG64([seed, epoch]).random_raw(num_rows).argsort(kind="stable")
-
-
 class Loader:
     """Iterator over the batches of one rank; see `build_loader`."""
 
@@ -91,11 +53,13 @@ class Loader:
         *,
         check: Callable[[], None],
         subjects: Sequence[str],
+        shapes: tuple[Shape, Shape],
         num_batches: int,
         device_id: int | None,
     ) -> None:
         self._pipeline = pipeline
         self._subjects = subjects
+        self._shapes = shapes
         self._check = check
         self._num_batches = num_batches
         self._num_given = 0
@@ -125,7 +89,11 @@ class Loader:
             raise AssertionError("the two readers of the pipeline are out of step")
         self._num_given += 1
         subjects = [self._subjects[row] for row in rows]
-        return Batch(mri=self._own(mri), pet_real=self._own(pet), rows=rows, subjects=subjects)
+        mri, pet = (
+            _behind_header(self._own(output), shape)
+            for output, shape in zip((mri, pet), self._shapes, strict=True)
+        )
+        return Batch(mri=mri, pet_real=pet, rows=rows, subjects=subjects)
 
     def __enter__(self) -> Self:
         return self
@@ -145,12 +113,13 @@ class Loader:
         self._pipeline = None
 
     def _own(self, output: Any) -> torch.Tensor:
-        """Copy out of DALI's buffer, which the next `run` may overwrite."""
-        from nvidia.dali.plugin.pytorch.torch_utils import feed_ndarray
-
+        """Take over DALI's buffer, on a GPU by a copy, so that later batches leave it alone."""
         source = output.as_tensor()
         if self._stream is None:
-            return feed_ndarray(source, torch.empty(source.shape(), dtype=torch.float32))
+            # No copy: DALI gives the memory back when the tensor is gone.
+            return torch.utils.dlpack.from_dlpack(source)
+        from nvidia.dali.plugin.pytorch.torch_utils import feed_ndarray
+
         with torch.cuda.stream(self._stream):
             tensor = torch.empty(source.shape(), dtype=torch.float32, device=self._device)
             feed_ndarray(source, tensor, cuda_stream=self._stream)
@@ -158,6 +127,13 @@ class Loader:
         # The allocator must not give the memory back while the caller's stream still reads it.
         tensor.record_stream(torch.cuda.current_stream(self._device))
         return tensor
+
+
+def _behind_header(tensor: torch.Tensor, shape: Shape) -> torch.Tensor:
+    """Return (N, C, D, H, W), the last values of each sample: a header may stand before them."""
+    num_values = math.prod(shape)
+    flat = tensor.reshape(len(tensor), -1)[:, -num_values:]
+    return flat.contiguous().view(len(tensor), *shape)
 
 
 def build_loader(
@@ -173,6 +149,7 @@ def build_loader(
     start_micro_step: int,
     num_micro_steps: int,
     device_id: int | None,
+    augmentation: AugmentationConfig = NO_AUGMENTATION,
 ) -> Loader:
     """Build the loader of one rank, from global micro-step `start_micro_step` on.
 
@@ -183,6 +160,7 @@ def build_loader(
     micro_batch : samples per rank and micro-step (N)
     num_micro_steps : batches to give
     device_id : GPU that holds the batches; None for the CPU
+    augmentation : random changes, drawn by `seed` for each sample of the stream
 
     Raises
     ------
@@ -192,79 +170,30 @@ def build_loader(
         If DALI is not installed.
     """
     rows = index.select(split)
-    check = functools.partial(_check_cache, folder, index, rows, split)
+    check = functools.partial(check_cache, folder, index, rows, split)
     check()
     order = SampleOrder(len(rows), seed)
-    steps = range(start_micro_step, start_micro_step + num_micro_steps)
-    take = functools.partial(
-        order.micro_batch, rank=rank, world_size=world_size, micro_batch=micro_batch
-    )
-    positions = [position for step in steps for position in take(step)]
+    samples = [
+        k
+        for step in range(start_micro_step, start_micro_step + num_micro_steps)
+        for k in share_of(step, rank=rank, world_size=world_size, micro_batch=micro_batch)
+    ]
+    positions = [order.sample(k) for k in samples]
+    transforms = None
+    if augmentation != NO_AUGMENTATION:
+        transforms = [draw_transform(augmentation, seed, k) for k in samples]
     pipeline = None
     if positions:
-        mri, pet = _streams(folder, index, rows, positions, intensity_ratio)
+        mri, pet = cache_streams(folder, index, rows, positions, intensity_ratio, transforms)
         pipeline = build_pipeline(mri, pet, micro_batch=micro_batch, device_id=device_id)
     return Loader(
         pipeline,
         check=check,
         subjects=[row.subject for row in rows],
+        shapes=payload_shapes(index, rows[0]),
         num_batches=num_micro_steps,
         device_id=device_id,
     )
-
-
-def _streams(
-    folder: Path, index: Index, rows: Sequence[Row], positions: list[int], ratio: float
-) -> tuple[FileStream, FileStream]:
-    statistics = [(rows[position].mri.mean, rows[position].mri.std) for position in positions]
-
-    def stream(name: str, factors: list[tuple[float, float]], dtype: Any) -> FileStream:
-        images: list[CachedImage] = [getattr(rows[position], name) for position in positions]
-        scale, offset = np.array(factors, np.float32).T
-        return FileStream(
-            files=[str(folder / image.path) for image in images],
-            labels=positions,
-            shape=_shape(name, index, rows[0]),
-            dtype=dtype,
-            scale=np.ascontiguousarray(scale),
-            offset=np.ascontiguousarray(offset),
-        )
-
-    mri = stream("mri", [mri_scale_offset(*pair) for pair in statistics], np.uint8)
-    pet = stream("pet", [pet_scale_offset(*pair, ratio) for pair in statistics], np.float32)
-    return mri, pet
-
-
-def _shape(name: str, index: Index, row: Row) -> tuple[int, int, int, int]:
-    grid: Grid = index.mri_grid if name == "mri" else index.pet_grid
-    num_channels = 1 if name == "mri" else len(row.frame_start_s)
-    return (num_channels, *grid.shape)
-
-
-def _check_cache(folder: Path, index: Index, rows: Sequence[Row], split: Split) -> None:
-    """Look at each file once, so that a hole in the cache shows before any training work."""
-    if not rows:
-        raise DatasetError(
-            folder, expected=f"rows in split '{split}'", found="none", remedy="add subjects"
-        )
-    for row in rows:
-        for name, image, itemsize in (("mri", row.mri, 1), ("pet", row.pet, 4)):
-            size = HEADER_BYTES + itemsize * int(np.prod(_shape(name, index, rows[0])))
-            _check_file(folder / image.path, size)
-
-
-def _check_file(path: Path, size: int) -> None:
-    try:
-        found = path.stat().st_size
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise DatasetError(
-            path, expected="a cached image", found=reason, remedy=_PREPARE_AGAIN
-        ) from error
-    if found != size:
-        raise DatasetError(
-            path, expected=f"{size} bytes", found=f"{found} bytes", remedy=_PREPARE_AGAIN
-        )
 
 
 def _to_positions(labels: Any) -> list[int]:
@@ -275,5 +204,5 @@ def _first_cause(error: RuntimeError) -> DatasetError:
     """Turn DALI's report of several paragraphs into the line that says what happened."""
     found = re.search(r"encountered:\s*(?:Assert on .* failed: )?(.+)", str(error))
     cause = found[1] if found else str(error).splitlines()[-1]
-    remedy = "check the cache and the free memory, or " + _PREPARE_AGAIN
+    remedy = "check the cache and the free memory, or " + PREPARE_AGAIN
     return DatasetError("loader", expected="images that DALI can read", found=cause, remedy=remedy)

@@ -1,15 +1,19 @@
-"""The DALI graphs: bytes of the cache in, normalised float32 tensors out, on the CPU or a GPU.
+"""The DALI graphs: raw images in, normalised float32 tensors out, on the CPU or a GPU.
 
-    reader -> bytes -> [GPU] -> drop the header -> reinterpret -> cast -> * a -> + b
+    reader -> bytes -> [GPU] -> [reinterpret -> flip or warp] -> * a -> + b
 
 `write_cache` lays a file out so that the bytes behind its header are the array, so DALI needs no
 NIfTI reader, and no Python code sees a voxel. `a` and `b` (float32, per sample) come from the
-statistics of the index; on a GPU the MRI crosses the bus as bytes, a quarter of its float32 size.
+statistics of the index. The multiply-add reads the stored type, so each voxel is touched once; on a
+GPU the MRI crosses the bus as bytes, a quarter of its float32 size. On the CPU dropping the header
+would cost a copy of the image: it is scaled with it, and the loader looks behind it.
 
-DALI neither shards nor shuffles here: each rank hands it its own list of files, in order.
-`reference.py` holds the same graph in NumPy. DALI is imported when a graph is built.
+DALI neither shards nor shuffles here, and draws no random number: each rank hands it its own list
+of samples, in order, with what is to be done to each. `reference.py` holds the same graph in NumPy.
+DALI is imported when a graph is built.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +22,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ganbert.data.nifti import HEADER_BYTES
-from ganbert.data.volume import FloatArray
+from ganbert.data.volume import Array, FloatArray
 from ganbert.errors import PlatformError
 
+Shape = tuple[int, int, int, int]
 _READER_AHEAD = 2
 
 
 @dataclass(frozen=True)
-class FileStream:
-    """The files that one reader gives, in order, and how to read and scale each.
+class ImageStream:
+    """One image of each sample, in order: where it lies, and what is done to it.
 
     Attributes
     ----------
@@ -35,19 +40,24 @@ class FileStream:
     shape : (C, D, H, W) of each file's payload
     dtype : of the payload: uint8 or float32
     scale, offset : (K,) float32, per sample: normalised = scale * raw + offset
+    flips : (K,) bool, swap left and right before that; None: of no sample
+    to_source : (K, 3, 4), index (d, h, w, 1) of the result to index in the image, interpolated
+        linearly, 0 outside; it holds the flip too. None: of no sample
     """
 
     files: list[str]
     labels: list[int]
-    shape: tuple[int, int, int, int]
+    shape: Shape
     dtype: npt.DTypeLike
     scale: FloatArray
     offset: FloatArray
+    flips: npt.NDArray[np.bool_] | None = None
+    to_source: Array | None = None
 
 
 def build_pipeline(
-    mri: FileStream,
-    pet: FileStream,
+    mri: ImageStream,
+    pet: ImageStream,
     *,
     micro_batch: int,
     device_id: int | None,
@@ -65,8 +75,8 @@ def build_pipeline(
     Returns
     -------
     nvidia.dali.Pipeline
-        `run()` gives mri (N, 1, D, H, W) float32, pet (N, T, D, H, W) float32 and the labels of
-        both (N, 1) int32, the latter always on the CPU.
+        `run()` gives mri and pet, float32, (N, ..., C * D * H * W values at the end), and the
+        labels of both (N, 1) int32, the latter always on the CPU.
 
     Raises
     ------
@@ -80,12 +90,18 @@ def build_pipeline(
         device_id=device_id,
         prefetch_queue_depth=prefetch,
     ) as pipeline:
-        factors = dali.fn.external_source(
-            source=_factors(mri, pet, micro_batch), num_outputs=4, batch=True
-        )
-        on_gpu = device_id is not None
-        mri_image, mri_label = _read(dali, mri, *factors[:2], on_gpu=on_gpu)
-        pet_image, pet_label = _read(dali, pet, *factors[2:], on_gpu=on_gpu)
+        outputs = []
+        for stream in (mri, pet):
+            raw, label = dali.fn.readers.file(
+                files=stream.files,
+                labels=stream.labels,
+                # A mapped file that another process truncates kills this one; read() fails.
+                dont_use_mmap=True,
+                prefetch_queue_depth=_READER_AHEAD,
+            )
+            image = _change(dali, raw, stream, micro_batch, on_gpu=device_id is not None)
+            outputs.append((image, label))
+        (mri_image, mri_label), (pet_image, pet_label) = outputs
         pipeline.set_outputs(mri_image, pet_image, mri_label, pet_label)
     pipeline.build()
     return pipeline
@@ -105,32 +121,63 @@ def _import_dali() -> Any:
     return nvidia.dali
 
 
-def _read(dali: Any, stream: FileStream, scale: Any, offset: Any, *, on_gpu: bool) -> Any:
-    """Describe one image's way through the graph."""
-    raw, label = dali.fn.readers.file(
-        files=stream.files,
-        labels=stream.labels,
-        # A mapped file that another process truncates kills this one; read() returns an error.
-        dont_use_mmap=True,
-        prefetch_queue_depth=_READER_AHEAD,
+def _change(dali: Any, raw: Any, stream: ImageStream, micro_batch: int, *, on_gpu: bool) -> Any:
+    """Describe the way of one image from its file's bytes to what the networks see."""
+    arrays: list[npt.NDArray[Any]] = [stream.scale, stream.offset]
+    if stream.to_source is not None:
+        arrays.append(_to_dali(stream.to_source))
+    elif stream.flips is not None:
+        arrays.append(stream.flips.astype(np.int32))
+    given = dali.fn.external_source(
+        source=_by_batch(arrays, micro_batch), num_outputs=len(arrays), batch=True
     )
+    scale, offset, *motion = given
+    moves = bool(motion)
     if on_gpu:
         raw, scale, offset = raw.gpu(), scale.gpu(), offset.gpu()
     is_byte = np.dtype(stream.dtype) == np.uint8
     dtype = dali.types.UINT8 if is_byte else dali.types.FLOAT
-    # (bytes,) -> (C, D, H, W)
-    image = dali.fn.reinterpret(raw[HEADER_BYTES:], shape=stream.shape, dtype=dtype)
-    return dali.fn.cast(image, dtype=dali.types.FLOAT) * scale + offset, label
+    if not moves and not on_gpu:
+        header = HEADER_BYTES // np.dtype(stream.dtype).itemsize
+        # The shape makes DALI refuse a file of another size.
+        flat = (header + math.prod(stream.shape),)
+        image = dali.fn.reinterpret(raw, shape=flat, dtype=dtype)
+    else:
+        # (bytes,) -> (C, D, H, W, 1): frames of volumes of one channel, in DALI's words
+        shape = (*stream.shape, 1)
+        image = dali.fn.reinterpret(raw[HEADER_BYTES:], shape=shape, dtype=dtype, layout="FDHWC")
+    if stream.to_source is not None:
+        image = dali.fn.warp_affine(
+            image,
+            motion[0].gpu() if on_gpu else motion[0],
+            fill_value=0.0,
+            dtype=dali.types.FLOAT,
+            interp_type=dali.types.INTERP_LINEAR,
+        )
+    elif moves:
+        image = dali.fn.flip(image, horizontal=motion[0])
+    return image * scale + offset
 
 
-def _factors(
-    mri: FileStream, pet: FileStream, micro_batch: int
-) -> Callable[[int], list[FloatArray]]:
-    """Return the source of (scale, offset) of MRI and PET, (N,) float32 each, by iteration."""
-    arrays = [mri.scale, mri.offset, pet.scale, pet.offset]
-    num_batches = len(mri.files) // micro_batch
+def _to_dali(to_source: Array) -> FloatArray:
+    """Turn matrices of (d, h, w), whole numbers at centres, into DALI's of (x, y, z), halves there.
 
-    def source(iteration: int) -> list[FloatArray]:
+    Parameters
+    ----------
+    to_source : (K, 3, 4)
+    """
+    linear = to_source[:, ::-1, 2::-1]
+    shift = to_source[:, ::-1, 3] + 0.5 - 0.5 * linear.sum(axis=2)
+    return np.concatenate((linear, shift[..., np.newaxis]), axis=2).astype(np.float32)
+
+
+def _by_batch(
+    arrays: list[npt.NDArray[Any]], micro_batch: int
+) -> Callable[[int], list[npt.NDArray[Any]]]:
+    """Return the source of each array's next `micro_batch` entries, by iteration."""
+    num_batches = len(arrays[0]) // micro_batch
+
+    def source(iteration: int) -> list[npt.NDArray[Any]]:
         # DALI asks ahead of the end; what it computes there nobody collects.
         start = iteration % num_batches * micro_batch
         return [array[start : start + micro_batch] for array in arrays]

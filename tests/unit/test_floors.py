@@ -55,14 +55,14 @@ FLOORS = (
 )
 # The same inside data/.
 DATA_FLOORS = (
-    {"volume", "index", "regions", "refusals"},
-    {"nifti_header", "sidecar", "pairing", "frames", "units"},
+    {"volume", "index", "regions", "refusals", "sample_order"},
+    {"nifti_header", "sidecar", "pairing", "frames", "units", "augmentation"},
     {"nifti", "phantom_template", "bids_index", "layout_adni", "layout_table"},
     {"phantom_anatomy", "recast", "layout_bids"},
     {"phantom_uptake", "phantom_scanner"},
     {"phantom_bids"},
     {"conform", "layouts", "phantom", "pipeline"},
-    {"cache", "reference"},
+    {"cache", "reference", "streams"},
     {"loader"},
 )
 ONLY_IMPORTERS = {

@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ganbert.config import AugmentationConfig
+from ganbert.data.augmentation import draw_transform
 from ganbert.data.conform import normalise_mri
 from ganbert.data.loader import build_loader
 from ganbert.data.nifti import read_cache
-from ganbert.data.pipeline import FileStream, build_pipeline
+from ganbert.data.pipeline import ImageStream, build_pipeline
 from ganbert.data.reference import reference_batch
+from ganbert.data.sample_order import share_of
 from ganbert.errors import PlatformError
 from tests.tiny_cache import MRI_GRID, PET_GRID, write_tiny_cache
 
@@ -59,9 +62,39 @@ def test_dali_equals_the_oracle_bit_by_bit(tmp_path: Path) -> None:
             np.testing.assert_array_equal(batch.pet_real.numpy(), pet)
 
 
+CHANGES = [
+    AugmentationConfig(flip=0.5),
+    AugmentationConfig(intensity=0.3),
+    AugmentationConfig(flip=0.5, intensity=0.2, rotation_deg=20.0, translation_mm=3.0),
+]
+
+
+@pytest.mark.parametrize("config", CHANGES, ids=["flip", "intensity", "all"])
+def test_dali_changes_images_as_the_oracle_does(config: AugmentationConfig, tmp_path: Path) -> None:
+    index = write_tiny_cache(tmp_path, 7)
+    rows = index.select("train")
+    options = {"intensity_ratio": RATIO, "micro_batch": 2, "rank": 1, "world_size": 2, "seed": 3}
+    window = {"start_micro_step": 4, "num_micro_steps": 6, "device_id": None}
+    loader = build_loader(tmp_path, index, "train", augmentation=config, **options, **window)
+    for step, batch in enumerate(loader, start=4):
+        samples = share_of(step, rank=1, world_size=2, micro_batch=2)
+        mri, pet = reference_batch(
+            tmp_path,
+            [rows[position] for position in batch.rows],
+            RATIO,
+            mri_grid=MRI_GRID,
+            pet_grid=PET_GRID,
+            transforms=[draw_transform(config, 3, k) for k in samples],
+        )
+        # Without interpolation bit by bit; with it DALI's positions are float32.
+        tolerance = 2e-4 if config.rotation_deg else 0.0
+        for found, expected in ((batch.mri, mri), (batch.pet_real, pet)):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.ptp(expected))
+
+
 def test_without_dali_one_line_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali.fn", None)
     factors = np.ones(1, np.float32)
-    stream = FileStream(["a"], [0], (1, 1, 1, 1), np.uint8, factors, factors)
+    stream = ImageStream(["a"], [0], (1, 1, 1, 1), np.uint8, factors, factors)
     with pytest.raises(PlatformError, match="nvidia-dali-cuda120"):
         build_pipeline(stream, stream, micro_batch=1, device_id=None)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ganbert.data.loader import SampleOrder
+from ganbert.data.sample_order import SampleOrder
 
 rows = st.integers(1, 23)
 worlds = st.integers(1, 5)

@@ -18,8 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from table1 import METHODS
 
+from ganbert.data.direct import read_image
 from ganbert.data.index import Row, load_index
-from ganbert.data.nifti import read_cache, read_volume
+from ganbert.data.nifti import read_volume
 from ganbert.data.volume import FloatArray
 from ganbert.metrics import head_mask
 
@@ -81,7 +82,7 @@ def histograms(work: Path, tracer: str, regime: str, seed: int) -> Figure:
     prepared = work / f"prepared-{tracer}"
     values: dict[str, list[FloatArray]] = {}
     for row in load_index(prepared).select("test"):
-        mri, pet_real = read_cache(prepared / row.mri.path), read_cache(prepared / row.pet.path)
+        mri, pet_real = read_image(prepared, row.mri), read_image(prepared, row.pet)
         mask = head_mask(mri, pet_real.affine, pet_real.shape)
         values.setdefault("real PET", []).append(pet_real.array[:, mask].ravel())
         for method, label in METHODS.items():
@@ -104,8 +105,8 @@ def images(work: Path, tracer: str, regimes: list[str], seed: int) -> Figure:
     """Draw the middle axial slice of one test subject, a row for each regime."""
     prepared = work / f"prepared-{tracer}"
     row = load_index(prepared).select("test")[0]
-    mri = read_cache(prepared / row.mri.path).array[0]
-    pet_real = read_cache(prepared / row.pet.path).array[-1]
+    mri = read_image(prepared, row.mri).array[0]
+    pet_real = read_image(prepared, row.pet).array[-1]
     middle, mri_middle = pet_real.shape[1] // 2, mri.shape[1] // 2
     figure, grid = plt.subplots(
         len(regimes), 2 + len(METHODS), figsize=(13, 2.2 * len(regimes)), squeeze=False

@@ -95,6 +95,13 @@ def prepare(
         str | None,
         typer.Option(help="For SUVR: path of a mask; {subject}, {session}, {tracer} filled in."),
     ] = None,
+    cached: Annotated[
+        bool,
+        typer.Option(
+            "--cache/--no-cache",
+            help="Keep the conformed images; without them training reads the dataset, slowly.",
+        ),
+    ] = True,
     jobs: Jobs = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first pair that cannot be used.")
@@ -118,6 +125,7 @@ def prepare(
         layout=layout,
         pairing=LayoutOptions(max_days, series),
         recast=RecastOptions(frames, unit, tuple(reference_region or ()), reference_mask),
+        cached=cached,
         jobs=jobs,
         strict=strict,
     )

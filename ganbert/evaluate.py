@@ -31,8 +31,9 @@ from ganbert.burden import (
     why_left_out,
 )
 from ganbert.config import ModelCard
+from ganbert.data.direct import read_image
 from ganbert.data.index import CachedImage, Index, Row, Split, file_sha256, index_path, load_index
-from ganbert.data.nifti import read_cache, write_volume
+from ganbert.data.nifti import write_volume
 from ganbert.data.volume import FloatArray, Mask, Volume
 from ganbert.errors import DatasetError
 from ganbert.metrics import (
@@ -133,7 +134,7 @@ def select_rows(index: Index, split: Split, card: ModelCard) -> list[Row]:
 
 
 def _read(folder: Path, image: CachedImage, unit: str = "arbitrary") -> FloatArray:
-    return read_cache(folder / image.path, unit).array
+    return read_image(folder, image, unit).array
 
 
 def mean_of_training(folder: Path, rows: Sequence[Row]) -> FloatArray:
@@ -216,8 +217,8 @@ class _Judge:
 
     def judge(self, row: Row, predictions: Path, findings: _Findings) -> None:
         """Add the lines of one row to the findings; keep its synthesised PET."""
-        mri = read_cache(self.folder / row.mri.path)
-        pet_real = read_cache(self.folder / row.pet.path, row.unit)
+        mri = read_image(self.folder, row.mri)
+        pet_real = read_image(self.folder, row.pet, row.unit)
         pet_fake = self.predictor.predict_conformed(mri.array, row.mri.mean, row.mri.std)
         session = f"_ses-{row.session}" if row.session else ""
         write_volume(

@@ -17,6 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ganbert.config import Grid
+from ganbert.data.direct import image_sha256
 from ganbert.data.index import (
     CachedImage,
     Index,
@@ -101,7 +102,10 @@ def verify_files(folder: Path, index: Index) -> int:
     images = [i for kind in ("mri", "pet", "truth", "dseg") for i in _images(index.rows, kind)]
     for image in track(images, description="Verifying SHA-256"):
         path = folder / image.path
-        found = file_sha256(path) if path.is_file() else "no file"
+        if index.cached:
+            found = file_sha256(path) if path.is_file() else "no file"
+        else:
+            found = image_sha256(folder, image)
         if found != image.sha256:
             raise DatasetError(
                 path,

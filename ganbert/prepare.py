@@ -80,6 +80,7 @@ def prepare(
     layout: str = "bids",
     pairing: LayoutOptions = DEFAULT_PAIRING,
     recast: RecastOptions = NO_RECAST,
+    cached: bool = True,
     jobs: int | None = None,
     strict: bool = False,
     console: Console | None = None,
@@ -95,6 +96,7 @@ def prepare(
     layout : how the dataset lies on disk, a key of `ganbert.data.layouts.LAYOUTS`
     pairing : which MRI belongs to a PET
     recast : what becomes of the frames and the unit of the PETs
+    cached : keep the conformed images; without them training reads the dataset, slowly
     jobs : processes; None for one per core
     strict : raise at the first pair that cannot be used, instead of leaving it out
     console : for the progress bar and what was refused; None for standard error
@@ -119,7 +121,8 @@ def prepare(
     log.add(*found.refusals)
     options = {"layout": layout, **dataclasses.asdict(pairing), **dataclasses.asdict(recast)}
     grids = {"mri_grid": mri_grid, "pet_grid": pet_grid}
-    plan = Plan(dataset=str(bids.resolve()), seed=seed, fractions=fractions, **grids, **options)
+    options |= {"seed": seed, "fractions": fractions, "cached": cached}
+    plan = Plan(dataset=str(bids.resolve()), **grids, **options)
     pairs = check_places(dataset, found.pairs, log)
     names = merge_region_names(Path(pair.dseg_table) for pair in pairs if pair.dseg_table)
     # From the sidecars alone, before the first image is opened.
@@ -129,7 +132,8 @@ def prepare(
     check_units(bids, pairs)
     check_any_left(dataset, pairs, log, console)
     with claimed(out, plan):
-        rows = _make_rows(pairs, CachePlace(dataset, out, mri_grid, pet_grid), jobs, log, console)
+        place = CachePlace(dataset, out, mri_grid, pet_grid, cached)
+        rows = _make_rows(pairs, place, jobs, log, console)
         check_any_left(dataset, rows, log, console)
         splits = split_subjects([row.subject for row in rows], seed, fractions)
         rows = [row.model_copy(update={"split": splits[row.subject]}) for row in rows]
@@ -144,6 +148,7 @@ def prepare(
             region_names=names,
             frames=recast.frames,
             reference=references,
+            cached=cached,
         )
         report(dataset, out, rows, log, notes)
         save_index(index, out)

@@ -35,6 +35,7 @@ class Plan(BaseModel):
     fractions : of subjects in train, val and test
     max_days, series : of `LayoutOptions`
     frames, unit, reference_regions, reference_mask : of `RecastOptions`
+    cached : whether images are kept
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,6 +52,7 @@ class Plan(BaseModel):
     unit: str | None = None
     reference_regions: tuple[str, ...] = ()
     reference_mask: str | None = None
+    cached: bool = True
 
 
 @contextlib.contextmanager

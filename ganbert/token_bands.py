@@ -15,8 +15,8 @@ from rich.progress import track
 from torch import Tensor
 
 from ganbert.data.conform import mri_scale_offset, pet_scale_offset
+from ganbert.data.direct import read_image
 from ganbert.data.index import CachedImage, Index, Row
-from ganbert.data.nifti import read_cache
 from ganbert.data.volume import FloatArray
 from ganbert.errors import ConfigError, DatasetError
 from ganbert.models.summary import summarise_mri, summarise_pet
@@ -149,7 +149,7 @@ def _check_values(values: Tensor, ratio: float) -> None:
 
 
 def _read(folder: Path, image: CachedImage, shape: tuple[int, ...]) -> FloatArray:
-    array = read_cache(folder / image.path).array
+    array = read_image(folder, image).array
     if array.shape != shape:
         raise DatasetError(
             folder / image.path,

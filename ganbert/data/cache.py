@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ganbert.atomic import output_error, write_text
 from ganbert.config import Grid
-from ganbert.data.conform import ConformedMri, concentric_affine, conform_mri, conform_pet
+from ganbert.data.direct import STORED_AS, save_source, source_file, stored_sha256
 from ganbert.data.index import AffineRows, CachedImage, Row, file_sha256
-from ganbert.data.nifti import read_volume, resample, write_cache
-from ganbert.data.recast import divide_by_reference, recast_frames
+from ganbert.data.nifti import write_cache
+from ganbert.data.row_images import RowImages, conform_pair
 from ganbert.data.volume import Affine, Pair, Recast, Volume
-from ganbert.errors import DatasetError, ImageError
+from ganbert.errors import ImageError
 from ganbert.tracers import TRACERS
 
 CACHE_NAME = "cache"
@@ -41,12 +40,14 @@ class CachePlace:
     dataset : root of the input; sources are named relative to it
     out : folder that holds `cache/`
     mri_grid, pet_grid : concentric grids
+    keep_images : write them; else only where they come from (`data/direct.py`)
     """
 
     dataset: Path
     out: Path
     mri_grid: Grid
     pet_grid: Grid
+    keep_images: bool = True
 
 
 class RowRecipe(BaseModel):
@@ -79,14 +80,6 @@ class FinishedRow(BaseModel):
     row: Row
 
 
-@dataclass(frozen=True)
-class _Images:
-    mri: ConformedMri
-    pet: Volume
-    truth: Volume | None
-    dseg: Volume | None
-
-
 def make_row(pair: Pair, place: CachePlace) -> Row:
     """Cache the images of one pair, or return the row of a previous run if nothing has changed.
 
@@ -106,11 +99,13 @@ def make_row(pair: Pair, place: CachePlace) -> Row:
     record = place.out / CACHE_NAME / f"{name}.json"
     recipe = _recipe(pair, place)
     finished = _load_finished(record)
-    if finished and finished.recipe == recipe and _is_whole(finished.row, place.out):
+    if finished and finished.recipe == recipe and _is_whole(finished.row, place):
         return finished.row
-    images = _conform(pair, place)
+    images = conform_pair(pair, place.mri_grid, place.pet_grid)
     _remove(record)
     row = _save(pair, images, place, name)
+    if not place.keep_images:
+        save_source(place.out / row.mri.path, pair, place.mri_grid, place.pet_grid)
     write_text(record, FinishedRow(recipe=recipe, row=row).model_dump_json(indent=1) + "\n")
     return row
 
@@ -168,95 +163,19 @@ def _load_finished(record: Path) -> FinishedRow | None:
         return None  # not finished: it is made again
 
 
-def _is_whole(row: Row, out: Path) -> bool:
+def _is_whole(row: Row, place: CachePlace) -> bool:
+    if not place.keep_images:
+        return source_file(place.out / row.mri.path).is_file()
     images = [image for image in (row.mri, row.pet, row.truth, row.dseg) if image]
     return all(
-        (out / image.path).is_file() and file_sha256(out / image.path) == image.sha256
+        (place.out / image.path).is_file() and file_sha256(place.out / image.path) == image.sha256
         for image in images
     )
 
 
-def _conform(pair: Pair, place: CachePlace) -> _Images:
-    mri = _conform_mri(pair.mri, place.mri_grid)
-    affine = concentric_affine(mri.volume.affine, place.mri_grid, place.pet_grid)
-    shape = place.pet_grid.shape
-    dseg = read_volume(pair.dseg) if pair.dseg else None
-    mask = read_volume(pair.reference_mask) if pair.reference_mask else None
-
-    def pet_on_grid(path: str) -> Volume:
-        pet = _recast_pet(path, pair, mask or dseg)
-        return conform_pet(pet, affine, place.pet_grid)
-
-    pet = pet_on_grid(pair.pet)
-    if not pet.array.max() > pet.array.min():
-        raise ImageError(
-            pair.pet,
-            expected=f"a PET that overlaps with {Path(pair.mri).name}",
-            found="the same value everywhere on the PET grid",
-            remedy="register the PET to the T1w first",
-        )
-    return _Images(
-        mri=mri,
-        pet=pet,
-        truth=pet_on_grid(pair.truth) if pair.truth else None,
-        dseg=resample(dseg, affine, shape, order=0) if dseg else None,
-    )
-
-
-def _conform_mri(path: str, grid: Grid) -> ConformedMri:
-    mri = read_volume(path)
-    try:
-        return conform_mri(mri, grid)
-    except ImageError as error:
-        # A function on arrays does not know the file.
-        raise ImageError(
-            path, expected=error.expected, found=error.found, remedy=error.remedy
-        ) from error
-
-
-def _read_pet(path: str, pair: Pair) -> Volume:
-    pet = read_volume(path, pair.unit)
-    if len(pet.array) != len(pair.frame_start_s):
-        raise DatasetError(
-            path,
-            expected=f"{len(pair.frame_start_s)} frames, as its sidecar (or series) says",
-            found=f"{len(pet.array)} in the image",
-            remedy="mend FrameTimesStart and FrameDuration or the image",
-        )
-    if not pet.array.max() > pet.array.min():
-        raise ImageError(
-            path,
-            expected="a PET with contrast",
-            found=f"{pet.array.flat[0]:g} in all voxels",
-            remedy="export the image again",
-        )
-    return pet
-
-
-def _recast_pet(path: str, pair: Pair, reference: Volume | None) -> Volume:
-    """Read a PET into the frames and the unit that were planned."""
-    pet = _read_pet(path, pair)
-    if pair.recast is None:
-        return pet
-    pet = recast_frames(pet, pair.recast)
-    has_region = pair.recast.reference_labels or pair.reference_mask
-    if reference is None or not has_region:
-        return pet
-    try:
-        return divide_by_reference(pet, reference, pair.recast.reference_labels)
-    except DatasetError as error:
-        # A function on arrays does not know the file.
-        raise DatasetError(
-            path,
-            expected=f"{error.expected} in the reference region",
-            found=error.found,
-            remedy=error.remedy,
-        ) from error
-
-
-def _save(pair: Pair, images: _Images, place: CachePlace, name: str) -> Row:
-    def save(volume: Volume, suffix: str, dtype: npt.DTypeLike) -> CachedImage:
-        return _save_image(place.out, f"{name}_{suffix}.nii", volume, dtype)
+def _save(pair: Pair, images: RowImages, place: CachePlace, name: str) -> Row:
+    def save(volume: Volume, kind: str) -> CachedImage:
+        return _save_image(place, name, volume, kind)
 
     frames = pair.recast or pair
     return Row(
@@ -267,22 +186,26 @@ def _save(pair: Pair, images: _Images, place: CachePlace, name: str) -> Row:
         split="train",
         frame_start_s=frames.frame_start_s,
         frame_duration_s=frames.frame_duration_s,
-        mri=save(images.mri.volume, "T1w", np.uint8),
-        pet=save(images.pet, "pet", np.float32),
-        truth=save(images.truth, "truth", np.float32) if images.truth else None,
-        dseg=save(images.dseg, "dseg", np.int32) if images.dseg else None,
+        mri=save(images.mri.volume, "T1w"),
+        pet=save(images.pet, "pet"),
+        truth=save(images.truth, "truth") if images.truth else None,
+        dseg=save(images.dseg, "dseg") if images.dseg else None,
         sources=tuple(_relative(path, place) for path in images_of(pair)),
     )
 
 
-def _save_image(out: Path, name: str, volume: Volume, dtype: npt.DTypeLike) -> CachedImage:
-    path = out / CACHE_NAME / name
-    write_cache(path, volume, dtype=dtype)
+def _save_image(place: CachePlace, row_name: str, volume: Volume, kind: str) -> CachedImage:
+    path = f"{CACHE_NAME}/{row_name}_{kind}.nii"
+    if place.keep_images:
+        write_cache(place.out / path, volume, dtype=STORED_AS[kind])
+        sha256 = file_sha256(place.out / path)
+    else:
+        sha256 = stored_sha256(volume, kind)
     array = volume.array
     return CachedImage(
-        path=f"{CACHE_NAME}/{name}",
+        path=path,
         affine=_affine_rows(volume.affine),
-        sha256=file_sha256(path),
+        sha256=sha256,
         mean=float(array.mean(dtype=np.float64)),
         std=float(array.std(dtype=np.float64)),
         minimum=float(array.min()),

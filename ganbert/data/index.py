@@ -17,7 +17,7 @@ from ganbert.errors import DatasetError
 
 INDEX_NAME = "index.json"
 SCHEMA_VERSION = 1
-_ADDED = ("region_names", "frames", "reference")  # since the first files of this version
+_ADDED = ("region_names", "frames", "reference", "cached")  # since the first files of this version
 Split = Literal["train", "val", "test"]
 AffineRows = tuple[tuple[float, float, float, float], ...]
 
@@ -33,7 +33,7 @@ class CachedImage(_Entry):
     ----------
     path : relative to the folder of the index
     affine : tensor index (d, h, w, 1) to RAS+ mm
-    sha256 : of the whole file
+    sha256 : of the whole file; without a cache, of the voxels as one would store them
     mean, std, minimum, maximum, p999 : of all voxels, in the image's unit (p999: 99.9th percentile)
     """
 
@@ -86,6 +86,7 @@ class Index(_Entry):
     reference : tracer -> reference region (or mask) by which `prepare` made SUVR; empty where it
         did not
     versions : of the packages that wrote the cache
+    cached : whether the images lie in the cache; else they are made anew (`data/direct.py`)
     """
 
     schema_version: int
@@ -97,6 +98,7 @@ class Index(_Entry):
     region_names: dict[int, str] = {}
     frames: str = "as-is"
     reference: dict[str, str] = {}
+    cached: bool = True
 
     def select(self, split: Split) -> list[Row]:
         """Rows of one split, in the order of the index."""

@@ -19,11 +19,21 @@ import torch
 
 from ganbert.config import AugmentationConfig
 from ganbert.data.augmentation import NO_AUGMENTATION, draw_transform
+from ganbert.data.direct import DirectReader
 from ganbert.data.index import Index, Split
 from ganbert.data.pipeline import Shape, build_pipeline
 from ganbert.data.sample_order import SampleOrder, share_of
-from ganbert.data.streams import PREPARE_AGAIN, cache_streams, check_cache, payload_shapes
+from ganbert.data.streams import (
+    PREPARE_AGAIN,
+    cache_streams,
+    check_cache,
+    check_rows,
+    payload_shapes,
+)
 from ganbert.errors import DatasetError
+
+# Batches that the graph may have asked for before the first of them is given out.
+_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Loader:
         self,
         pipeline: Any,
         *,
-        check: Callable[[], None],
+        look_again: Callable[[int], None],
         subjects: Sequence[str],
         shapes: tuple[Shape, Shape],
         num_batches: int,
@@ -60,7 +70,7 @@ class Loader:
         self._pipeline = pipeline
         self._subjects = subjects
         self._shapes = shapes
-        self._check = check
+        self._look_again = look_again
         self._num_batches = num_batches
         self._num_given = 0
         self._device = torch.device("cpu" if device_id is None else f"cuda:{device_id}")
@@ -79,11 +89,15 @@ class Loader:
             raise StopIteration
         try:
             mri, pet, mri_labels, pet_labels = self._pipeline.run()
-        except RuntimeError as error:
+        # DALI raises RuntimeError for its own failures, and no more than Exception for those of
+        # the processes that read for it.
+        except Exception as error:
             self.close()
-            # DALI does not always say which file; a second look at the cache often does.
-            self._check()
-            raise _first_cause(error) from error
+            # It does not always say which file; a second look often does.
+            self._look_again(self._num_given)
+            if isinstance(error, RuntimeError):
+                raise _first_cause(error) from error
+            raise
         rows = _to_positions(mri_labels)
         if rows != _to_positions(pet_labels):
             raise AssertionError("the two readers of the pipeline are out of step")
@@ -170,8 +184,7 @@ def build_loader(
         If DALI is not installed.
     """
     rows = index.select(split)
-    check = functools.partial(check_cache, folder, index, rows, split)
-    check()
+    check_rows(folder, rows, split)
     order = SampleOrder(len(rows), seed)
     samples = [
         k
@@ -179,21 +192,40 @@ def build_loader(
         for k in share_of(step, rank=rank, world_size=world_size, micro_batch=micro_batch)
     ]
     positions = [order.sample(k) for k in samples]
+    reader = None if index.cached else DirectReader(folder, rows, positions)
+    look_again: Callable[[int], None]
+    if reader is None:
+        look_again = lambda _: check_cache(folder, index, rows)  # noqa: E731
+        look_again(0)
+    else:
+        reader.check()
+        look_again = functools.partial(_read_again, reader, micro_batch)
     transforms = None
     if augmentation != NO_AUGMENTATION:
         transforms = [draw_transform(augmentation, seed, k) for k in samples]
     pipeline = None
     if positions:
         mri, pet = cache_streams(folder, index, rows, positions, intensity_ratio, transforms)
-        pipeline = build_pipeline(mri, pet, micro_batch=micro_batch, device_id=device_id)
+        pipeline = build_pipeline(
+            mri, pet, micro_batch=micro_batch, device_id=device_id, reader=reader
+        )
     return Loader(
         pipeline,
-        check=check,
+        look_again=look_again,
         subjects=[row.subject for row in rows],
         shapes=payload_shapes(index, rows[0]),
         num_batches=num_micro_steps,
         device_id=device_id,
     )
+
+
+def _read_again(reader: DirectReader, micro_batch: int, num_given: int) -> None:
+    """Read what came after `num_given` batches here, where an error keeps its words."""
+    for sample in range(num_given * micro_batch, (num_given + _AHEAD) * micro_batch):
+        try:
+            reader.read(sample)
+        except StopIteration:
+            return
 
 
 def _to_positions(labels: Any) -> list[int]:

@@ -238,7 +238,8 @@ def _check_gzip(image: StoredImage) -> None:
         )
 
 
-def _to_dtype(voxels: FloatArray, dtype: np.dtype) -> npt.NDArray[np.generic]:
+def to_dtype(voxels: FloatArray, dtype: np.dtype) -> npt.NDArray[np.generic]:
+    """Return voxels as they are stored: rounded and clipped where the type is an integer."""
     if dtype.kind not in "iu":
         return voxels.astype(dtype)
     limits = np.iinfo(dtype)
@@ -246,7 +247,7 @@ def _to_dtype(voxels: FloatArray, dtype: np.dtype) -> npt.NDArray[np.generic]:
 
 
 def _to_image(voxels: FloatArray, affine: Affine, dtype: npt.DTypeLike) -> nib.Nifti1Image:
-    image = nib.Nifti1Image(_to_dtype(voxels, np.dtype(dtype)), affine)
+    image = nib.Nifti1Image(to_dtype(voxels, np.dtype(dtype)), affine)
     image.set_sform(affine, "aligned")
     image.set_qform(affine, "aligned")
     return image

@@ -63,6 +63,8 @@ def build_pipeline(
     device_id: int | None,
     num_threads: int = 2,
     prefetch: int = 2,
+    reader: Callable[[Any], Any] | None = None,
+    num_readers: int = 2,
 ) -> Any:
     """Build the graph.
 
@@ -71,6 +73,8 @@ def build_pipeline(
     mri, pet : of equal length, a multiple of `micro_batch`
     device_id : GPU that normalises and holds the results; None for the CPU
     prefetch : batches computed ahead
+    reader : gives both raw images and the label of a sample, in `num_readers` processes of its own;
+        None: the files are read
 
     Returns
     -------
@@ -89,20 +93,15 @@ def build_pipeline(
         num_threads=num_threads,
         device_id=device_id,
         prefetch_queue_depth=prefetch,
+        **_processes(num_readers if reader else 0),
     ) as pipeline:
-        outputs = []
-        for stream in (mri, pet):
-            raw, label = dali.fn.readers.file(
-                files=stream.files,
-                labels=stream.labels,
-                # A mapped file that another process truncates kills this one; read() fails.
-                dont_use_mmap=True,
-                prefetch_queue_depth=_READER_AHEAD,
-            )
-            image = _change(dali, raw, stream, micro_batch, on_gpu=device_id is not None)
-            outputs.append((image, label))
-        (mri_image, mri_label), (pet_image, pet_label) = outputs
-        pipeline.set_outputs(mri_image, pet_image, mri_label, pet_label)
+        raw = _read_files(dali, mri, pet) if reader is None else _call(dali, reader)
+        on_gpu = device_id is not None
+        images = [
+            _change(dali, source, stream, micro_batch, on_gpu=on_gpu, has_header=reader is None)
+            for source, stream in zip(raw, (mri, pet), strict=False)
+        ]
+        pipeline.set_outputs(*images, *raw[2:])
     pipeline.build()
     return pipeline
 
@@ -121,8 +120,39 @@ def _import_dali() -> Any:
     return nvidia.dali
 
 
-def _change(dali: Any, raw: Any, stream: ImageStream, micro_batch: int, *, on_gpu: bool) -> Any:
-    """Describe the way of one image from its file's bytes to what the networks see."""
+def _processes(num_readers: int) -> dict[str, Any]:
+    # A forked child of a process with threads (and CUDA) may hang.
+    return {"py_num_workers": num_readers, "py_start_method": "spawn"} if num_readers else {}
+
+
+def _read_files(dali: Any, mri: ImageStream, pet: ImageStream) -> tuple[Any, ...]:
+    """Return the bytes of both files, then both labels."""
+    (mri_bytes, mri_label), (pet_bytes, pet_label) = (
+        dali.fn.readers.file(
+            files=stream.files,
+            labels=stream.labels,
+            # A mapped file that another process truncates kills this one; read() fails.
+            dont_use_mmap=True,
+            prefetch_queue_depth=_READER_AHEAD,
+        )
+        for stream in (mri, pet)
+    )
+    return mri_bytes, pet_bytes, mri_label, pet_label
+
+
+def _call(dali: Any, reader: Callable[[Any], Any]) -> tuple[Any, ...]:
+    """Return both raw images, then the label of both."""
+    types = (dali.types.UINT8, dali.types.FLOAT, dali.types.INT32)
+    mri, pet, label = dali.fn.external_source(
+        source=reader, num_outputs=3, batch=False, parallel=True, dtype=list(types)
+    )
+    return mri, pet, label, label
+
+
+def _change(
+    dali: Any, raw: Any, stream: ImageStream, micro_batch: int, *, on_gpu: bool, has_header: bool
+) -> Any:
+    """Describe the way of one image from its bytes to what the networks see."""
     arrays: list[npt.NDArray[Any]] = [stream.scale, stream.offset]
     if stream.to_source is not None:
         arrays.append(_to_dali(stream.to_source))
@@ -137,14 +167,16 @@ def _change(dali: Any, raw: Any, stream: ImageStream, micro_batch: int, *, on_gp
         raw, scale, offset = raw.gpu(), scale.gpu(), offset.gpu()
     is_byte = np.dtype(stream.dtype) == np.uint8
     dtype = dali.types.UINT8 if is_byte else dali.types.FLOAT
-    if not moves and not on_gpu:
+    # (C, D, H, W, 1): frames of volumes of one channel, in DALI's words
+    shape = (*stream.shape, 1)
+    if not has_header:
+        image = dali.fn.reinterpret(raw, shape=shape, layout="FDHWC")
+    elif not moves and not on_gpu:
         header = HEADER_BYTES // np.dtype(stream.dtype).itemsize
         # The shape makes DALI refuse a file of another size.
         flat = (header + math.prod(stream.shape),)
         image = dali.fn.reinterpret(raw, shape=flat, dtype=dtype)
     else:
-        # (bytes,) -> (C, D, H, W, 1): frames of volumes of one channel, in DALI's words
-        shape = (*stream.shape, 1)
         image = dali.fn.reinterpret(raw[HEADER_BYTES:], shape=shape, dtype=dtype, layout="FDHWC")
     if stream.to_source is not None:
         image = dali.fn.warp_affine(

@@ -75,18 +75,28 @@ def payload_shapes(index: Index, row: Row) -> tuple[Shape, Shape]:
     return (1, *index.mri_grid.shape), (len(row.frame_start_s), *index.pet_grid.shape)
 
 
-def check_cache(folder: Path, index: Index, rows: Sequence[Row], split: Split) -> None:
-    """Look at each file once, so that a hole in the cache shows before any training work.
+def check_rows(folder: Path, rows: Sequence[Row], split: Split) -> None:
+    """Refuse an empty split.
 
     Raises
     ------
     DatasetError
-        If there is no row, or a file is missing or of the wrong size.
+        If there is no row.
     """
     if not rows:
         raise DatasetError(
             folder, expected=f"rows in split '{split}'", found="none", remedy="add subjects"
         )
+
+
+def check_cache(folder: Path, index: Index, rows: Sequence[Row]) -> None:
+    """Look at each file once, so that a hole in the cache shows before any training work.
+
+    Raises
+    ------
+    DatasetError
+        If a file is missing or of the wrong size.
+    """
     shapes = payload_shapes(index, rows[0])
     for row in rows:
         for image, shape, itemsize in zip((row.mri, row.pet), shapes, (1, 4), strict=True):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ganbert.data.direct import read_image
 from ganbert.data.index import Index, Row, load_index
-from ganbert.data.nifti import read_cache, read_volume
+from ganbert.data.nifti import read_volume
 from ganbert.data.volume import Volume
 from ganbert.errors import DatasetError
 from ganbert.report.charts import (
@@ -115,7 +116,7 @@ def draw_pictures(run: Path, data: Path, rows: list[MetricRow]) -> Pictures:
     cases = []
     for rank, row in chosen:
         real, fake = pets[row.image]
-        mri = read_cache(data / _find_row(index, row.image).mri.path)
+        mri = read_image(data, _find_row(index, row.image).mri)
         figures = draw_case(mri, real, fake, scales)
         cases.append(Case(image_label(row.image), rank, _numbers(row, real.unit), figures))
     frames = _frame_names(_find_row(index, chosen[0][1].image))
@@ -136,7 +137,7 @@ def _find_row(index: Index, image: Image) -> Row:
 
 def _read_pets(run: Path, data: Path, index: Index, image: Image) -> tuple[Volume, Volume]:
     row = _find_row(index, image)
-    real = read_cache(data / row.pet.path, row.unit)
+    real = read_image(data, row.pet, row.unit)
     return real, read_volume(find_prediction(run, row), row.unit)
 
 

@@ -62,7 +62,9 @@ DATA_FLOORS = (
     {"phantom_uptake", "phantom_scanner"},
     {"phantom_bids"},
     {"conform", "layouts", "phantom", "pipeline"},
-    {"cache", "reference", "streams"},
+    {"row_images", "reference", "streams"},
+    {"direct"},
+    {"cache"},
     {"loader"},
 )
 ONLY_IMPORTERS = {

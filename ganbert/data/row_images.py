@@ -1,0 +1,112 @@
+"""The images of a row from the files of a pair: conformed, in the planned frames and unit."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ganbert.config import Grid
+from ganbert.data.conform import ConformedMri, concentric_affine, conform_mri, conform_pet
+from ganbert.data.nifti import read_volume, resample
+from ganbert.data.recast import divide_by_reference, recast_frames
+from ganbert.data.volume import Pair, Volume
+from ganbert.errors import DatasetError, ImageError
+
+
+@dataclass(frozen=True)
+class RowImages:
+    """What a row consists of.
+
+    Attributes
+    ----------
+    mri : (1, D, H, W) float32, whole numbers 0..255, on the MRI grid
+    pet, truth : (T, D, H, W) float32 on the PET grid, in the row's unit
+    dseg : (1, D, H, W) labels on the PET grid
+    """
+
+    mri: ConformedMri
+    pet: Volume
+    truth: Volume | None
+    dseg: Volume | None
+
+
+def conform_pair(pair: Pair, mri_grid: Grid, pet_grid: Grid) -> RowImages:
+    """Read the images of a pair and bring them onto the grids, into frames and unit as planned.
+
+    Raises
+    ------
+    ImageError, DatasetError
+        Naming the image that is not usable.
+    """
+    mri = _conform_mri(pair.mri, mri_grid)
+    affine = concentric_affine(mri.volume.affine, mri_grid, pet_grid)
+    dseg = read_volume(pair.dseg) if pair.dseg else None
+    mask = read_volume(pair.reference_mask) if pair.reference_mask else None
+
+    def pet_on_grid(path: str) -> Volume:
+        pet = _recast_pet(path, pair, mask or dseg)
+        return conform_pet(pet, affine, pet_grid)
+
+    pet = pet_on_grid(pair.pet)
+    if not pet.array.max() > pet.array.min():
+        raise ImageError(
+            pair.pet,
+            expected=f"a PET that overlaps with {Path(pair.mri).name}",
+            found="the same value everywhere on the PET grid",
+            remedy="register the PET to the T1w first",
+        )
+    return RowImages(
+        mri=mri,
+        pet=pet,
+        truth=pet_on_grid(pair.truth) if pair.truth else None,
+        dseg=resample(dseg, affine, pet_grid.shape, order=0) if dseg else None,
+    )
+
+
+def _conform_mri(path: str, grid: Grid) -> ConformedMri:
+    mri = read_volume(path)
+    try:
+        return conform_mri(mri, grid)
+    except ImageError as error:
+        # A function on arrays does not know the file.
+        raise ImageError(
+            path, expected=error.expected, found=error.found, remedy=error.remedy
+        ) from error
+
+
+def _read_pet(path: str, pair: Pair) -> Volume:
+    pet = read_volume(path, pair.unit)
+    if len(pet.array) != len(pair.frame_start_s):
+        raise DatasetError(
+            path,
+            expected=f"{len(pair.frame_start_s)} frames, as its sidecar (or series) says",
+            found=f"{len(pet.array)} in the image",
+            remedy="mend FrameTimesStart and FrameDuration or the image",
+        )
+    if not pet.array.max() > pet.array.min():
+        raise ImageError(
+            path,
+            expected="a PET with contrast",
+            found=f"{pet.array.flat[0]:g} in all voxels",
+            remedy="export the image again",
+        )
+    return pet
+
+
+def _recast_pet(path: str, pair: Pair, reference: Volume | None) -> Volume:
+    """Read a PET into the frames and the unit that were planned."""
+    pet = _read_pet(path, pair)
+    if pair.recast is None:
+        return pet
+    pet = recast_frames(pet, pair.recast)
+    has_region = pair.recast.reference_labels or pair.reference_mask
+    if reference is None or not has_region:
+        return pet
+    try:
+        return divide_by_reference(pet, reference, pair.recast.reference_labels)
+    except DatasetError as error:
+        # A function on arrays does not know the file.
+        raise DatasetError(
+            path,
+            expected=f"{error.expected} in the reference region",
+            found=error.found,
+            remedy=error.remedy,
+        ) from error

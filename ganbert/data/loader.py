@@ -20,16 +20,16 @@ import torch
 from ganbert.config import AugmentationConfig
 from ganbert.data.augmentation import NO_AUGMENTATION, draw_transform
 from ganbert.data.direct import DirectReader
-from ganbert.data.index import Index, Split
-from ganbert.data.pipeline import Shape, build_pipeline
-from ganbert.data.sample_order import SampleOrder, share_of
-from ganbert.data.streams import (
+from ganbert.data.image_streams import (
     PREPARE_AGAIN,
     cache_streams,
     check_cache,
     check_rows,
     payload_shapes,
 )
+from ganbert.data.index import Index, Split
+from ganbert.data.pipeline import Shape, build_pipeline
+from ganbert.data.sample_order import SampleOrder, share_of
 from ganbert.errors import DatasetError
 
 # Batches that the graph may have asked for before the first of them is given out.

@@ -62,7 +62,7 @@ DATA_FLOORS = (
     {"phantom_uptake", "phantom_scanner"},
     {"phantom_bids"},
     {"conform", "layouts", "phantom", "pipeline"},
-    {"row_images", "reference", "streams"},
+    {"row_images", "reference", "image_streams"},
     {"direct"},
     {"cache"},
     {"loader"},

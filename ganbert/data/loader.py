@@ -21,7 +21,7 @@ from ganbert.config import Grid
 from ganbert.data.conform import mri_scale_offset, pet_scale_offset
 from ganbert.data.index import CachedImage, Index, Row, Split
 from ganbert.data.nifti import HEADER_BYTES
-from ganbert.data.pipeline import FileStream, build_pipeline
+from ganbert.data.pipeline import NUM_AHEAD, FileStream, build_pipeline
 from ganbert.errors import DatasetError
 
 _PREPARE_AGAIN = "run `ganbert prepare` again"
@@ -91,11 +91,13 @@ class Loader:
         *,
         check: Callable[[], None],
         subjects: Sequence[str],
+        positions: Sequence[int],
         num_batches: int,
         device_id: int | None,
     ) -> None:
         self._pipeline = pipeline
         self._subjects = subjects
+        self._positions = positions
         self._check = check
         self._num_batches = num_batches
         self._num_given = 0
@@ -119,7 +121,7 @@ class Loader:
             self.close()
             # DALI does not always say which file; a second look at the cache often does.
             self._check()
-            raise _first_cause(error) from error
+            raise _first_cause(error, self._awaited()) from error
         rows = _to_positions(mri_labels)
         if rows != _to_positions(pet_labels):
             raise AssertionError("the two readers of the pipeline are out of step")
@@ -143,6 +145,13 @@ class Loader:
         if self._pipeline is not None and hasattr(self._pipeline, "shutdown"):
             self._pipeline.shutdown()
         self._pipeline = None
+
+    def _awaited(self) -> list[str]:
+        """Subjects that DALI may be reading for: of the next batch, and of those read ahead."""
+        micro_batch = len(self._positions) // self._num_batches
+        start = self._num_given * micro_batch
+        ahead = self._positions[start : start + (1 + NUM_AHEAD) * micro_batch]
+        return list(dict.fromkeys(self._subjects[position] for position in ahead))
 
     def _own(self, output: Any) -> torch.Tensor:
         """Copy out of DALI's buffer, which the next `run` may overwrite."""
@@ -208,6 +217,7 @@ def build_loader(
         pipeline,
         check=check,
         subjects=[row.subject for row in rows],
+        positions=positions,
         num_batches=num_micro_steps,
         device_id=device_id,
     )
@@ -271,9 +281,16 @@ def _to_positions(labels: Any) -> list[int]:
     return [int(label) for label in np.asarray(labels.as_tensor()).ravel()]
 
 
-def _first_cause(error: RuntimeError) -> DatasetError:
-    """Turn DALI's report of several paragraphs into the line that says what happened."""
+def _first_cause(error: RuntimeError, subjects: Sequence[str]) -> DatasetError:
+    """Turn DALI's report of several paragraphs into the line that says what happened, and where.
+
+    Parameters
+    ----------
+    subjects : whose images it may be where the report names no file
+    """
     found = re.search(r"encountered:\s*(?:Assert on .* failed: )?(.+)", str(error))
     cause = found[1] if found else str(error).splitlines()[-1]
+    file = re.search(r"\bfile:? (.+?\.nii)\b", cause)
+    where = file[1] if file else "one of " + ", ".join(f"sub-{label}" for label in subjects)
     remedy = "check the cache and the free memory, or " + _PREPARE_AGAIN
-    return DatasetError("loader", expected="images that DALI can read", found=cause, remedy=remedy)
+    return DatasetError(where, expected="images that DALI can read", found=cause, remedy=remedy)

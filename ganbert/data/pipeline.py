@@ -21,6 +21,8 @@ from ganbert.data.nifti import HEADER_BYTES
 from ganbert.data.volume import FloatArray
 from ganbert.errors import PlatformError
 
+# Batches computed ahead of the one that is asked for, and read ahead of those.
+NUM_AHEAD = 2
 _READER_AHEAD = 2
 
 
@@ -52,7 +54,7 @@ def build_pipeline(
     micro_batch: int,
     device_id: int | None,
     num_threads: int = 2,
-    prefetch: int = 2,
+    prefetch: int = NUM_AHEAD,
 ) -> Any:
     """Build the graph.
 

@@ -26,6 +26,8 @@ from ganbert.data.volume import Array, FloatArray
 from ganbert.errors import PlatformError
 
 Shape = tuple[int, int, int, int]
+# Batches computed ahead of the one that is asked for, and read ahead of those.
+NUM_AHEAD = 2
 _READER_AHEAD = 2
 
 
@@ -62,7 +64,7 @@ def build_pipeline(
     micro_batch: int,
     device_id: int | None,
     num_threads: int = 2,
-    prefetch: int = 2,
+    prefetch: int = NUM_AHEAD,
     reader: Callable[[Any], Any] | None = None,
     num_readers: int = 2,
 ) -> Any:

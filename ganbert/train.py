@@ -285,6 +285,8 @@ def run_training(
         telemetry.say(f"{ranks} on {world.device.type}, {origin}")
         if warning := run.ratio_warning():
             telemetry.say(warning)
+        if not run.index.cached:
+            telemetry.say("no cache: images are read from the dataset and conformed, slowly")
         telemetry.say(f"metrics on port {telemetry.port} of each node")
         state = train(run, engines, batches, world, telemetry, state, stop)
         finished = state.step >= max_steps

@@ -95,6 +95,17 @@ def prepare(
         str | None,
         typer.Option(help="For SUVR: path of a mask; {subject}, {session}, {tracer} filled in."),
     ] = None,
+    diagnosis_column: Annotated[
+        str | None,
+        typer.Option(help="By which the split is stratified; default: diagnosis, group or dx."),
+    ] = None,
+    split_column: Annotated[
+        str | None, typer.Option(help="That says train, val or test, instead of a drawn split.")
+    ] = None,
+    split_from: Annotated[
+        Path | None,
+        typer.Option(help="split.tsv or prepared folder, whose subjects keep their side."),
+    ] = None,
     cached: Annotated[
         bool,
         typer.Option(
@@ -123,8 +134,9 @@ def prepare(
         pet_grid=pet_grid,
         seed=seed,
         layout=layout,
-        pairing=LayoutOptions(max_days, series),
+        pairing=LayoutOptions(max_days, series, diagnosis_column, split_column),
         recast=RecastOptions(frames, unit, tuple(reference_region or ()), reference_mask),
+        split_from=split_from,
         cached=cached,
         jobs=jobs,
         strict=strict,

@@ -27,12 +27,11 @@ from ganbert.data.index import (
     index_path,
     load_index,
 )
+from ganbert.data.split import SIDES
 from ganbert.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from ganbert.token_bands import Occupancy
-
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def _tracers(index: Index) -> list[str]:
@@ -47,16 +46,21 @@ def _grid_line(name: str, grid: Grid) -> str:
 
 
 def split_table(index: Index) -> Table:
-    """Rows and subjects by tracer and split."""
+    """Rows and subjects by tracer and split; last, where there are several tracers, all of them."""
     rows: Counter[tuple[str, Split]] = Counter((row.tracer, row.split) for row in index.rows)
     subjects = Counter((t, s) for t, s, _ in {(r.tracer, r.split, r.subject) for r in index.rows})
     table = Table(title="Rows (subjects)", title_justify="left")
     table.add_column("tracer")
-    for split in SPLITS:
+    for split in SIDES:
         table.add_column(split, justify="right")
     for tracer in _tracers(index):
-        cells = (f"{rows[tracer, split]} ({subjects[tracer, split]})" for split in SPLITS)
+        cells = (f"{rows[tracer, split]} ({subjects[tracer, split]})" for split in SIDES)
         table.add_row(tracer, *cells)
+    if len(_tracers(index)) > 1:
+        chosen = [index.select(split) for split in SIDES]
+        # A person with several tracers is one subject.
+        cells = (f"{len(each)} ({len({row.subject for row in each})})" for each in chosen)
+        table.add_row("all", *cells)
     return table
 
 

@@ -4,6 +4,7 @@ Each check takes pairs and returns those that pass; the others go to the log, wh
 report beside the cache (`data/refusals.py`).
 """
 
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ganbert.data.cache import images_of
-from ganbert.data.index import Row
+from ganbert.data.index import Row, Split
 from ganbert.data.nifti import check_header
 from ganbert.data.pairing import no_pairs
 from ganbert.data.refusals import (
@@ -26,6 +27,7 @@ from ganbert.data.refusals import (
     write_report,
 )
 from ganbert.data.sidecar import sidecar_of
+from ganbert.data.split import check_can_train, put_side
 from ganbert.data.volume import Pair
 from ganbert.errors import DatasetError, GanbertError, ImageError
 
@@ -93,6 +95,42 @@ def _check_is_file(table: str) -> None:
         raise ImageError(
             table, expected="a table of regions", found="no regular file", remedy="check the path"
         )
+
+
+def check_sides(
+    pairs: Sequence[Pair], column: str | None, given: Mapping[str, Split], log: RefusalLog
+) -> tuple[list[Pair], dict[str, Split]]:
+    """Leave out the subjects that have no side of the split where a column gives it.
+
+    Parameters
+    ----------
+    column : its name; None: there is none, and all pairs pass
+    given : sides from elsewhere
+
+    Returns
+    -------
+    usable : pairs
+    sides : of each subject, as column and `given` say
+
+    Raises
+    ------
+    DatasetError
+        If a subject has two sides, or nobody can be in train.
+    """
+    where = "the split that is given" if column is None else f"column {column!r}"
+    sides = dict(given)
+    for pair in pairs:
+        if pair.side is not None:
+            put_side(sides, pair.subject, pair.side, where)
+    usable = [pair for pair in pairs if column is None or pair.subject in sides]
+    if all(pair.subject in sides for pair in usable) and (usable or column is not None):
+        check_can_train(where, [sides[pair.subject] for pair in usable])
+    for pair in pairs:
+        if column is not None and pair.subject not in sides:
+            expected, remedy = f"a side of the split in {where}", "fill it in"
+            error = DatasetError(pair.pet, expected=expected, found="none", remedy=remedy)
+            log.add(dataclasses.replace(refusal_of(pair, error), status="left out"))
+    return usable, sides
 
 
 def check_headers(

@@ -1,9 +1,9 @@
 """`ganbert prepare`: a dataset becomes a streaming cache and its index.
 
 The layout finds pairs, and a plan for frames and unit of each PET is made from its sidecar. For
-each pair, `data/cache.py` conforms and writes the images. Then: split by subject, suggest an
-intensity ratio per tracer from the training rows, and write `index.json` last, so that a folder
-with an index is a whole one. What lies in the folder: `prepared_folder.py`.
+each pair, `data/cache.py` conforms and writes the images. Then: split by subject (`data/split.py`),
+suggest an intensity ratio per tracer from the training rows, and write `index.json` last, so that a
+folder with an index is a whole one. What lies in the folder: `prepared_folder.py`.
 
 Interrupting loses at most the rows at work: finished ones are not made again. Left-over `*.tmp` are
 removed by the next run. A pair with an unusable image or sidecar is refused and listed, and the
@@ -14,10 +14,9 @@ for the next one.
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +42,13 @@ from ganbert.data.pairing import DEFAULT_PAIRING, LayoutOptions
 from ganbert.data.recast import NO_RECAST, RecastOptions, plan_recasts, reference_names
 from ganbert.data.refusals import Refusal
 from ganbert.data.regions import merge_region_names
+from ganbert.data.split import (
+    SPLIT_FRACTIONS,
+    check_can_train,
+    describe_split,
+    find_strata,
+    split_subjects,
+)
 from ganbert.data.volume import Pair
 from ganbert.errors import ConfigError, DatasetError, ImageError, PlatformError
 from ganbert.pair_checks import (
@@ -50,14 +56,14 @@ from ganbert.pair_checks import (
     check_any_left,
     check_headers,
     check_places,
+    check_sides,
     check_units,
     refusal_of,
     report,
     show,
 )
-from ganbert.prepared_folder import Plan, claimed
+from ganbert.prepared_folder import Plan, claimed, read_split, write_split
 
-SPLIT_FRACTIONS = (0.7, 0.1, 0.2)
 _PACKAGES = ("nibabel", "numpy", "scipy")
 
 
@@ -80,6 +86,7 @@ def prepare(
     layout: str = "bids",
     pairing: LayoutOptions = DEFAULT_PAIRING,
     recast: RecastOptions = NO_RECAST,
+    split_from: Path | None = None,
     cached: bool = True,
     jobs: int | None = None,
     strict: bool = False,
@@ -94,8 +101,10 @@ def prepare(
     seed : of the split
     fractions : of subjects in train, val and test; they add up to 1
     layout : how the dataset lies on disk, a key of `ganbert.data.layouts.LAYOUTS`
-    pairing : which MRI belongs to a PET
+    pairing : which MRI belongs to a PET; which columns say diagnosis and side of the split
     recast : what becomes of the frames and the unit of the PETs
+    split_from : `split.tsv`, index or prepared folder, whose subjects keep their side; what it says
+        is copied into `out`, so a second run can do without
     cached : keep the conformed images; without them training reads the dataset, slowly
     jobs : processes; None for one per core
     strict : raise at the first pair that cannot be used, instead of leaving it out
@@ -104,15 +113,17 @@ def prepare(
     Raises
     ------
     ConfigError
-        If `fractions` or `jobs` make no sense, or there is no such layout.
+        If `fractions`, `jobs` or the split's options make no sense, or there is no such layout.
     DatasetError, ImageError
         If the dataset as a whole, a table of regions or (`strict`: any) every pair is not usable.
-        Finished rows stay for the next run.
+        Finished rows stay for the next run. So too if a given split is torn or contradicts itself
+        or a previous run, or leaves nobody to train on.
     OutputError
         If `out` is not empty and not a previous run on the same inputs with the same options, or
         cannot be written.
     """
     _check_options(fractions, jobs)
+    given = _read_given(split_from, pairing.split_column)
     console = console or Console(stderr=True)
     log = RefusalLog(strict)
     # What is named in a table of pairs lies beside that table.
@@ -120,10 +131,10 @@ def prepare(
     found = survey(bids, layout, pairing)
     log.add(*found.refusals)
     options = {"layout": layout, **dataclasses.asdict(pairing), **dataclasses.asdict(recast)}
-    grids = {"mri_grid": mri_grid, "pet_grid": pet_grid}
-    options |= {"seed": seed, "fractions": fractions, "cached": cached}
-    plan = Plan(dataset=str(bids.resolve()), **grids, **options)
-    pairs = check_places(dataset, found.pairs, log)
+    options |= {"mri_grid": mri_grid, "pet_grid": pet_grid, "cached": cached}
+    plan = Plan(dataset=str(bids.resolve()), seed=seed, fractions=fractions, **options)
+    pairs, sides = check_sides(found.pairs, pairing.split_column, given, log)
+    pairs = check_places(dataset, pairs, log)
     names = merge_region_names(Path(pair.dseg_table) for pair in pairs if pair.dseg_table)
     # From the sidecars alone, before the first image is opened.
     pairs, unfit = plan_recasts(pairs, recast, names, dataset)
@@ -131,60 +142,17 @@ def prepare(
     pairs, notes = check_headers(dataset, pairs, log)
     check_units(bids, pairs)
     check_any_left(dataset, pairs, log, console)
-    with claimed(out, plan):
+    with claimed(out, plan, sides) as known:
         place = CachePlace(dataset, out, mri_grid, pet_grid, cached)
         rows = _make_rows(pairs, place, jobs, log, console)
         check_any_left(dataset, rows, log, console)
-        splits = split_subjects([row.subject for row in rows], seed, fractions)
-        rows = [row.model_copy(update={"split": splits[row.subject]}) for row in rows]
-        tracers = {row.tracer for row in rows}
-        references = reference_names([pair for pair in pairs if pair.tracer in tracers], recast)
-        index = Index(
-            schema_version=SCHEMA_VERSION,
-            **grids,
-            intensity_ratio=_suggest_ratios(rows),
-            rows=tuple(rows),
-            versions=_versions(),
-            region_names=names,
-            frames=recast.frames,
-            reference=references,
-            cached=cached,
-        )
+        rows = _split(rows, found.pairs, plan, known, console)
+        index = _make_index(rows, pairs, plan, recast, names)
         report(dataset, out, rows, log, notes)
+        write_split(out, known | {row.subject: row.split for row in rows})
         save_index(index, out)
     show(dataset, log, notes, console)
     return Prepared(index, tuple(log.refused))
-
-
-def split_subjects(
-    subjects: Sequence[str], seed: int, fractions: tuple[float, float, float] = SPLIT_FRACTIONS
-) -> dict[str, Split]:
-    """Return the split of each subject.
-
-    Subjects are ordered by a hash of (seed, label) and the order is cut: test first, then val, the
-    rest is train. A threshold on the hash alone would never move a subject when others are added,
-    but gives a cohort of ten an empty test set now and then; this way the sizes are exact (at least
-    one each from three subjects on), and adding subjects moves only those near the two cuts.
-
-    Parameters
-    ----------
-    subjects : labels; repeated ones (sessions, tracers) stay together
-    """
-
-    def key(subject: str) -> str:
-        return hashlib.sha256(f"{seed}:{subject}".encode()).hexdigest()
-
-    ordered = sorted(set(subjects), key=key)
-    num_val, num_test = (round(fraction * len(ordered)) for fraction in fractions[1:])
-    if len(ordered) >= 3:
-        num_val, num_test = max(num_val, 1), max(num_test, 1)
-    # With one or two subjects, and whatever the fractions, there must be something to train on.
-    num_test = min(num_test, max(len(ordered) - 1, 0))
-    num_val = min(num_val, max(len(ordered) - num_test - 1, 0))
-    splits: dict[str, Split] = dict.fromkeys(ordered, "train")
-    splits |= dict.fromkeys(ordered[:num_test], "test")
-    splits |= dict.fromkeys(ordered[num_test : num_test + num_val], "val")
-    return splits
 
 
 def _check_options(fractions: tuple[float, float, float], jobs: int | None) -> None:
@@ -193,6 +161,15 @@ def _check_options(fractions: tuple[float, float, float], jobs: int | None) -> N
         raise ConfigError("split", expected=expected, found=str(fractions), remedy="mend them")
     if jobs is not None and jobs < 1:
         raise ConfigError("--jobs", expected="at least 1", found=str(jobs), remedy="raise it")
+
+
+def _read_given(split_from: Path | None, column: str | None) -> dict[str, Split]:
+    if split_from is None:
+        return {}
+    if column is not None:
+        expected, found = "one source of the split", "--split-column as well"
+        raise ConfigError("--split-from", expected=expected, found=found, remedy="leave one out")
+    return read_split(split_from)
 
 
 def _make_or_refuse(pair: Pair, place: CachePlace) -> Row | Refusal:
@@ -249,6 +226,45 @@ def _no_lost_worker(jobs: int) -> Iterator[None]:
             found="one that was killed, probably for want of memory",
             remedy="use fewer --jobs; finished rows are kept",
         ) from error
+
+
+def _split(
+    rows: Sequence[Row],
+    pairs: Sequence[Pair],
+    plan: Plan,
+    known: Mapping[str, Split],
+    console: Console,
+) -> list[Row]:
+    """Put each row on its side of the split, and say how many are where."""
+    strata = find_strata(((row.subject, row.tracer) for row in rows), pairs)
+    sides = split_subjects(strata, plan.seed, plan.fractions, known)
+    check_can_train(plan.dataset, sides.values())
+    num_known = len(strata.keys() & known)
+    line = describe_split(sides, strata, num_known=num_known, column=plan.split_column)
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return [row.model_copy(update={"split": sides[row.subject]}) for row in rows]
+
+
+def _make_index(
+    rows: Sequence[Row],
+    pairs: Sequence[Pair],
+    plan: Plan,
+    recast: RecastOptions,
+    names: dict[int, str],
+) -> Index:
+    tracers = {row.tracer for row in rows}
+    return Index(
+        schema_version=SCHEMA_VERSION,
+        mri_grid=plan.mri_grid,
+        pet_grid=plan.pet_grid,
+        intensity_ratio=_suggest_ratios(rows),
+        rows=tuple(rows),
+        versions=_versions(),
+        region_names=names,
+        frames=recast.frames,
+        reference=reference_names([pair for pair in pairs if pair.tracer in tracers], recast),
+        cached=plan.cached,
+    )
 
 
 def _suggest_ratios(rows: Sequence[Row]) -> dict[str, float]:

@@ -2,12 +2,15 @@
 
 out/prepare.json            what this folder is made from, written first
 out/cache/...               images and one JSON per finished row (`data/cache.py`)
+out/split.tsv               the side of each subject, now and for ever
 out/prepare-report.tsv      what became of each pair
 out/index.json              written last
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,12 +20,17 @@ from ganbert.atomic import make_folder, output_error, write_text
 from ganbert.config import Grid
 from ganbert.data.cache import CACHE_NAME
 from ganbert.data.frames import AS_IS
-from ganbert.data.index import INDEX_NAME
+from ganbert.data.index import INDEX_NAME, Split, load_index
 from ganbert.data.pairing import MAX_DAYS
 from ganbert.data.refusals import REPORT_NAME
-from ganbert.errors import OutputError
+from ganbert.data.split import known_value, parse_side, put_side
+from ganbert.errors import DatasetError, OutputError
+from ganbert.tables import read_tsv
 
+SPLIT_NAME = "split.tsv"
 _PLAN_NAME = "prepare.json"
+_COLUMNS = ("participant_id", "split")
+_NO_SPLIT = "give a prepared folder, its index.json, or a split.tsv"
 
 
 class Plan(BaseModel):
@@ -33,7 +41,7 @@ class Plan(BaseModel):
     dataset : absolute path of the input
     layout : key of `LAYOUTS`
     fractions : of subjects in train, val and test
-    max_days, series : of `LayoutOptions`
+    max_days, series, diagnosis_column, split_column : of `LayoutOptions`
     frames, unit, reference_regions, reference_mask : of `RecastOptions`
     cached : whether images are kept
     """
@@ -48,6 +56,8 @@ class Plan(BaseModel):
     layout: str = "bids"
     max_days: int = MAX_DAYS
     series: str | None = None
+    diagnosis_column: str | None = None
+    split_column: str | None = None
     frames: str = AS_IS
     unit: str | None = None
     reference_regions: tuple[str, ...] = ()
@@ -55,34 +65,130 @@ class Plan(BaseModel):
     cached: bool = True
 
 
-@contextlib.contextmanager
-def claimed(out: Path, plan: Plan) -> Iterator[None]:
-    """Make or take over the output folder; leave no empty shell behind on failure.
+def read_split(path: Path) -> dict[str, Split]:
+    """Return the side of each subject, from a `split.tsv`, an index or a prepared folder.
 
     Raises
     ------
+    DatasetError
+        If it is none of these, torn, or has a subject on two sides.
+    """
+    file = path
+    if os.path.isdir(path):
+        file = path / SPLIT_NAME if os.path.exists(path / SPLIT_NAME) else path / INDEX_NAME
+    sides: dict[str, Split] = {}
+    entries = _index_sides(file) if file.suffix == ".json" else _table_sides(file)
+    for where, subject, side in entries:
+        put_side(sides, subject, side, where)
+    return sides
+
+
+def _index_sides(file: Path) -> Iterable[tuple[str, str, Split]]:
+    return ((str(file), row.subject, row.split) for row in load_index(file).rows)
+
+
+def _table_sides(file: Path) -> Iterator[tuple[str, str, Split]]:
+    expected = f"a table with columns {' and '.join(_COLUMNS)}"
+    try:
+        if os.path.exists(file) and not os.path.isfile(file):
+            raise ValueError("no regular file")
+        lines = read_tsv(file)
+    except (OSError, ValueError) as error:
+        found = getattr(error, "strerror", None) or "something else"
+        raise DatasetError(file, expected=expected, found=found, remedy=_NO_SPLIT) from error
+    if not lines or any(name not in lines[0] for name in _COLUMNS):
+        found = "others" if lines else "no line"
+        raise DatasetError(file, expected=expected, found=found, remedy=_NO_SPLIT)
+    for number, line in enumerate(lines, start=2):
+        where = f"{file}:{number}"
+        # A BIDS label has no other characters, and one of the archive becomes a label so.
+        subject = re.sub(r"[^A-Za-z0-9]", "", (line["participant_id"] or "").removeprefix("sub-"))
+        if not subject or line["split"] is None or None in line:
+            raise DatasetError(
+                where, expected="a subject and its side", found="half a line", remedy="mend it"
+            )
+        # A table of persons may leave some of them out.
+        if known_value(line["split"]) is not None:
+            yield where, subject, parse_side(where, line["split"])
+
+
+def write_split(out: Path, sides: Mapping[str, Split]) -> None:
+    """Write `split.tsv`, whole or not at all: labels and sides, and nothing else of a person.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    lines = [_COLUMNS, *((f"sub-{subject}", sides[subject]) for subject in sorted(sides))]
+    write_text(out / SPLIT_NAME, "".join("\t".join(line) + "\n" for line in lines))
+
+
+def _add_earlier(out: Path, sides: Mapping[str, Split]) -> dict[str, Split]:
+    """Return the sides that a folder knows, and those that are asked for now."""
+    known: dict[str, Split] = {}
+    if (out / SPLIT_NAME).exists():
+        known = read_split(out / SPLIT_NAME)
+    elif (out / INDEX_NAME).exists():
+        # From before there was a split.tsv. A torn one is made again, as ever.
+        with contextlib.suppress(DatasetError):
+            known = read_split(out / INDEX_NAME)
+    for subject, side in sides.items():
+        remedy = "leave the subject where it is, or choose another folder"
+        put_side(known, subject, side, out / SPLIT_NAME, remedy)
+    return known
+
+
+@contextlib.contextmanager
+def claimed(out: Path, plan: Plan, sides: Mapping[str, Split]) -> Iterator[dict[str, Split]]:
+    """Make or take over the output folder; leave no empty shell behind on failure.
+
+    Parameters
+    ----------
+    sides : of subjects, as the user gives them
+
+    Yields
+    ------
+    dict
+        All sides that are known: those, and what a previous run has decided.
+
+    Raises
+    ------
+    DatasetError
+        If `split.tsv` in `out` is torn, or contradicts `sides`.
     OutputError
         If `out` is not empty and was not begun with the same plan, or cannot be written.
     """
     cache = out / CACHE_NAME
     try:
         is_new = _check_out(out, plan)
+        known = _add_earlier(out, sides)
         existed = out.exists()
         make_folder(cache)
         _remove_half_done(out)
-        # Rows may change, and what is said of them must not outlive them.
-        for name in (INDEX_NAME, REPORT_NAME):
-            (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise output_error(out, error) from error
     try:
         write_text(out / _PLAN_NAME, plan.model_dump_json(indent=1) + "\n")
-        yield
+        # Before the index goes, which may be the only place where they stand.
+        if known:
+            write_split(out, known)
+        # Rows may change, and what is said of them must not outlive them.
+        for name in (INDEX_NAME, REPORT_NAME):
+            _remove(out / name)
+        yield known
     except BaseException:
         _remove_half_done(out)
         if is_new and not any(cache.glob("*.json")):
             _remove_shell(out, cache, keep=existed)
         raise
+
+
+def _remove(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise output_error(file, error) from error
 
 
 def _remove_half_done(out: Path) -> None:
@@ -121,7 +227,7 @@ def _describe(plan: Plan, names: Sequence[str]) -> str:
 
 
 def _remove_shell(out: Path, cache: Path, *, keep: bool) -> None:
-    for file in [*cache.iterdir(), out / _PLAN_NAME]:
+    for file in [*cache.iterdir(), out / _PLAN_NAME, out / SPLIT_NAME]:
         file.unlink(missing_ok=True)
     cache.rmdir()
     if not keep:

@@ -70,8 +70,10 @@ def save_source(image_file: Path, pair: Pair, mri_grid: Grid, pet_grid: Grid) ->
         for name, path in dataclasses.asdict(pair).items()
         if name in ("mri", "pet", "truth", "dseg", "reference_mask")
     }
-    # Dose, weight and dates have had their say in `recast`.
-    impersonal = dataclasses.replace(pair, facts={}, dseg_table=None, **paths)
+    # Dose, weight and dates have had their say in `recast`; the diagnosis is the split's alone.
+    impersonal = dataclasses.replace(
+        pair, facts={}, dseg_table=None, diagnosis=None, side=None, **paths
+    )
     source = Source(pair=impersonal, mri_grid=mri_grid, pet_grid=pet_grid)
     write_text(source_file(image_file), source.model_dump_json(indent=1) + "\n")
 

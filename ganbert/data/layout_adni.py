@@ -35,6 +35,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ganbert.data.columns import find_columns
+from ganbert.data.index import Split
 from ganbert.data.pairing import (
     Candidate,
     Found,
@@ -86,6 +88,8 @@ class _Item:
     description: str
     date: datetime.date | None
     path: str | None
+    diagnosis: str | None
+    side: Split | None
 
     @property
     def name(self) -> str:
@@ -110,14 +114,15 @@ class AdniLayout:
         Raises
         ------
         ConfigError
-            If a tracer has several series and `options.series` names none, or none of these.
+            If a tracer has several series and `options.series` names none, or none of these; if the
+            CSV lacks a column that `options` names.
         DatasetError
-            If there is no CSV with the columns.
+            If there is no CSV with the columns, or it has no side of the split where it should.
         """
         if options.series is not None and options.series not in SERIES:
             raise _wrong_series(f"one of {', '.join(SERIES)}", options.series)
         files, others = _find_images(root)
-        items = list(_read_items(root, files, others))
+        items = list(_read_items(root, files, options, others))
         listed = {item.number for item in items}
         for number in files.keys() - listed:
             remedy = "download the CSV of all collections, or remove the folder"
@@ -189,7 +194,9 @@ def _find_images(root: Path) -> tuple[dict[int, str], list[Refusal]]:
     return images, others
 
 
-def _read_items(root: Path, files: dict[int, str], others: list[Refusal]) -> Iterator[_Item]:
+def _read_items(
+    root: Path, files: dict[int, str], options: LayoutOptions, others: list[Refusal]
+) -> Iterator[_Item]:
     """Read the lines of all CSV files of a search; an image that two of them list counts once."""
     seen: set[int] = set()
     lines_of = {file: _read(file) for file in sorted(root.glob("*.csv"))}
@@ -202,6 +209,9 @@ def _read_items(root: Path, files: dict[int, str], others: list[Refusal]) -> Ite
             remedy="download it with the collection and put it beside the folders",
         )
     for file, lines in tables.items():
+        columns = find_columns(
+            file, lines[0], diagnosis=options.diagnosis_column, split=options.split_column
+        )
         for row, line in enumerate(lines, start=2):
             match = _IMAGE_ID.match(line["Image Data ID"])
             if match is None:
@@ -219,6 +229,8 @@ def _read_items(root: Path, files: dict[int, str], others: list[Refusal]) -> Ite
                 description=" ".join(line["Description"].split()),
                 date=parse_date(line["Acq Date"]),
                 path=files.get(number),
+                diagnosis=columns.diagnosis_in(line),
+                side=columns.side_in(line, row),
             )
 
 
@@ -329,4 +341,6 @@ def _to_pair(pet: _Pet, mris: Sequence[Candidate], max_days: int) -> Pair:
         unit=UNIT,
         frame_start_s=tuple(start + sum(durations[:frame]) for frame in range(len(durations))),
         frame_duration_s=durations,
+        diagnosis=pet.item.diagnosis,
+        side=pet.item.side,
     )

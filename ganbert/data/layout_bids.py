@@ -11,8 +11,7 @@ here, by the inheritance principle. What is decided here:
   are refused.
 * Subjects with only one of the two images are left out, which is no fault.
 * Unit and frames come from the sidecar and are never guessed.
-* Body weight is the column `weight` of `participants.tsv`. BIDS has no key for it; its unit is kg
-  unless `participants.json` says otherwise, since BIDS asks for SI units.
+* Body weight, diagnosis and side of the split come from `participants.tsv` (`bids_tables.py`).
 * What is wrong with one image or its own sidecar costs that pair; a sidecar that many images
   inherit and nobody can read is an error.
 * Segmentation and ground truth are those of `derivatives/phantom`; the names of regions come from
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ganbert.data.bids_index import open_bids
+from ganbert.data.bids_tables import Participant, read_participants, read_scans
 from ganbert.data.pairing import (
     Candidate,
     Found,
@@ -37,7 +37,7 @@ from ganbert.data.pairing import (
     left_out,
     parse_date,
 )
-from ganbert.data.refusals import Refusal, check_inside
+from ganbert.data.refusals import Refusal
 from ganbert.data.sidecar import (
     find_frames,
     find_tracer,
@@ -46,10 +46,9 @@ from ganbert.data.sidecar import (
     read_json,
     sidecar_of,
 )
-from ganbert.data.units import WEIGHT, read_facts
+from ganbert.data.units import read_facts
 from ganbert.data.volume import Pair
 from ganbert.errors import ConfigError, DatasetError, ImageError
-from ganbert.tables import read_tsv
 from ganbert.tracers import get_tracer
 
 _NIFTI = [".nii", ".nii.gz"]
@@ -69,11 +68,13 @@ class BidsLayout:
 
         Raises
         ------
+        ConfigError
+            If `participants.tsv` lacks a column that `options` names.
         DatasetError
             If there is no T1w, no PET or no subject with both; if `dataset_description.json`,
             `participants.tsv` or a JSON file that is not that of one image cannot be read.
         """
-        dataset = _Dataset(root)
+        dataset = _Dataset(root, options)
         if not dataset.mris:
             raise _nothing_found(root, "T1w", _T1W_PATTERN)
         if not dataset.pets:
@@ -85,7 +86,7 @@ class BidsLayout:
             if pet.entity("subject") not in dataset.mris:
                 continue
             try:
-                pairs.append(dataset.to_pair(pet, options))
+                pairs.append(dataset.to_pair(pet))
             except DatasetError as error:
                 subject, session = pet.entity("subject"), pet.entity("session") or None
                 others.append(Refusal(subject, session, _tracer_label(pet), error))
@@ -115,8 +116,9 @@ class _File:
 class _Dataset:
     """The files of a dataset, as far as pairs need them."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, options: LayoutOptions) -> None:
         self.root = root
+        self.max_days = options.max_days
         layout, closed = open_bids(root, _TRUTH_FOLDER)
         self.closed = list(_refuse_folders(root, closed))
         known = list(layout.get_entities().values())
@@ -145,7 +147,7 @@ class _Dataset:
             tables = get("derivatives", suffix="dseg", extension=[".tsv"])
         self._truths, self._dsegs = _by_subject(self.truths), _by_subject(self.dsegs)
         self.tables = _Inherited(root / _TRUTH_FOLDER, tables)
-        self.weights = _read_weights(root)
+        self.people = read_participants(root, options)
         self._dates: dict[Path, dict[str, str]] = {}
 
     def left_out(self) -> Iterator[Refusal]:
@@ -166,7 +168,7 @@ class _Dataset:
             return self._shared[str(file)]
         return read_json(file, self.root) if os.path.lexists(file) else {}
 
-    def to_pair(self, pet: _File, options: LayoutOptions) -> Pair:
+    def to_pair(self, pet: _File) -> Pair:
         """Make the pair of a PET; a DatasetError says why there is none."""
         subject, session = pet.entity("subject"), pet.entity("session") or None
         mri = choose_mri(
@@ -177,7 +179,7 @@ class _Dataset:
             ],
             session=session,
             date=self._date(pet),
-            max_days=options.max_days,
+            max_days=self.max_days,
         )
         sidecar: dict[str, Any] = {}
         # Its own one comes last, whether or not pybids takes it for a file.
@@ -187,6 +189,7 @@ class _Dataset:
         start, duration = find_frames(pet.path, sidecar)
         names = (pet.entity("tracer"), str(sidecar.get("TracerName", "")))
         dseg = _nearest(pet, self._dsegs, ("session",))
+        person = self.people.get(subject, Participant())
         return Pair(
             subject=subject,
             session=session,
@@ -199,14 +202,16 @@ class _Dataset:
             truth=_path(_nearest(pet, self._truths, ("session", "tracer"))),
             dseg=_path(dseg),
             dseg_table=next(reversed(self.tables.files_for(dseg)), None) if dseg else None,
-            facts=read_facts(sidecar, self.weights.get(subject)),
+            facts=read_facts(sidecar, person.weight),
+            diagnosis=person.diagnosis,
+            side=person.side,
         )
 
     def _date(self, file: _File) -> datetime.date | None:
         """Return the day of a scan from the `scans.tsv` of its subject or session."""
         folder = Path(file.path).parents[1]
         if folder not in self._dates:
-            self._dates[folder] = _read_scans(folder, self.root)
+            self._dates[folder] = read_scans(folder, self.root)
         return parse_date(self._dates[folder].get(Path(file.path).name))
 
 
@@ -273,50 +278,6 @@ def _nearest(pet: _File, files: dict[str, list[_File]], names: tuple[str, ...]) 
 
 def _path(file: _File | None) -> str | None:
     return file.path if file else None
-
-
-def _read_scans(folder: Path, root: Path) -> dict[str, str]:
-    """Return file name -> `acq_time` from `*_scans.tsv` of a subject's or a session's folder."""
-    times: dict[str, str] = {}
-    for file in sorted(folder.glob("*_scans.tsv")):
-        for line in _read_tsv(file, root):
-            name = Path(line.get("filename") or "").name
-            times[name] = line.get("acq_time") or ""
-    return times
-
-
-def _read_weights(root: Path) -> dict[str, str]:
-    """Return the body weight of each subject, kg, as text."""
-    file = root / "participants.tsv"
-    if not os.path.lexists(file):
-        return {}
-    lines = _read_tsv(file, root)
-    if not lines or WEIGHT not in lines[0]:
-        return {}
-    about = file.with_suffix(".json")
-    column = read_json(about, root).get(WEIGHT) if os.path.lexists(about) else None
-    unit = column.get("Units", "kg") if isinstance(column, dict) else "kg"
-    # With its unit it is no number, which whoever needs it will say.
-    unit = "" if str(unit).strip().lower() in ("kg", "kilogram", "kilograms") else f" {unit}"
-    return {
-        (line.get("participant_id") or "").removeprefix("sub-"): f"{line[WEIGHT]}{unit}"
-        for line in lines
-        if line.get(WEIGHT)
-    }
-
-
-def _read_tsv(file: Path, root: Path) -> list[dict[str, str]]:
-    expected, remedy = "a TSV", "mend or remove the file"
-    try:
-        check_inside(str(file), root)
-        if file.is_file():
-            return read_tsv(file)
-        found = "no regular file"
-    except ImageError as error:
-        expected, found, remedy = error.expected, error.found, error.remedy
-    except (OSError, ValueError) as error:
-        found = getattr(error, "strerror", None) or type(error).__name__
-    raise DatasetError(file, expected=expected, found=found, remedy=remedy)
 
 
 def _nothing_found(root: Path, suffix: str, pattern: str) -> DatasetError:

@@ -10,16 +10,19 @@ One line is one pair. Columns, by name and in any order, further ones are not re
     weight                    of the subject, kg
     dseg, dseg_table          region labels and the table of their names
     truth                     noise-free PET
+    diagnosis                 (or group, dx) for the strata of the split
 
 What no column says is read from the JSON of the PET's name beside it, if there is one.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ganbert.data.columns import find_columns
 from ganbert.data.pairing import (
     Candidate,
     Found,
@@ -55,16 +58,25 @@ class TableLayout:
 
         Raises
         ------
+        ConfigError
+            If it lacks a column that `options` names.
         DatasetError
-            If there is no table, or it lacks a column.
+            If there is no table, it lacks a required column, or has no side of the split where it
+            should.
         """
         file = _find_table(root)
         lines = _read_lines(file)
+        columns = find_columns(
+            file, lines[0], diagnosis=options.diagnosis_column, split=options.split_column
+        )
         pairs, others = [], []
         for number, line in enumerate(lines, start=2):
             where = f"{file}:{number}"
+            side = columns.side_in(line, number)
             try:
-                pairs.append(_to_pair(where, file.parent, line, options))
+                pair = _to_pair(where, file.parent, line, options)
+                diagnosis = columns.diagnosis_in(line)
+                pairs.append(dataclasses.replace(pair, diagnosis=diagnosis, side=side))
             except DatasetError as error:
                 others.append(_refuse(error, where, line))
         return collect(pairs, others)

@@ -21,16 +21,20 @@ _DATE_FORMATS = ("%Y-%m-%d", "%m/%d/%Y")
 
 @dataclass(frozen=True)
 class LayoutOptions:
-    """What the user may decide about pairs.
+    """What the user may decide about what is read of a dataset.
 
     Attributes
     ----------
     max_days : between PET and MRI, where the dataset gives dates
     series : which of several processings of one scan, where the layout knows any
+    diagnosis_column : of the layout's table of persons or pairs; None: one of the usual names
+    split_column : that says on which side of the split a subject is; None: there is none
     """
 
     max_days: int = MAX_DAYS
     series: str | None = None
+    diagnosis_column: str | None = None
+    split_column: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_days < 0:

@@ -12,8 +12,8 @@ Written for each subject into the raw dataset and into its `derivatives/phantom/
     sub-001/pet/sub-001_trc-18FAV45_desc-truth_pet.nii.gz, .json
 
 The true PET is the other one without its noise, voxel by voxel: same grid, same blur, same
-misregistration. `participants.tsv` has age, sex, diagnosis and true severity; the derivative's one
-adds what each scan was made with.
+misregistration. `participants.tsv` has age, sex, simulated diagnosis and true severity; the
+derivative's one adds what each scan was made with.
 
 Determinism: subject k of a seed is the same, byte for byte, whatever the size of the cohort and the
 number of processes; the same seed gives the same people and the same T1w for every tracer.

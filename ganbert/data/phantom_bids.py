@@ -47,8 +47,9 @@ Ground truth (labels, noise-free PET, what each scan was made with) is in `deriv
 _PARTICIPANTS = {
     "age": {"Description": "age at the scans", "Units": "year"},
     "sex": {"Description": "sex", "Levels": {"F": "female", "M": "male"}},
-    "diagnosis": {
-        "Description": "diagnosis",
+    # Not "diagnosis": the split would follow it, and published cohorts were split without.
+    "simulated_diagnosis": {
+        "Description": "diagnosis of the simulated disease",
         "Levels": {
             "CN": "cognitively normal",
             "MCI": "mild cognitive impairment",

@@ -31,8 +31,8 @@ class Refusal:
     subject, session : BIDS labels without `sub-` and `ses-`, as far as they are known
     tracer : short name; the label of the file's name, or nothing, where there is no such tracer
     error : why; its `where` is the file, or what names it
-    status : "left out": nothing is wrong, a subject has only one of the two images, or the user has
-        chosen another series
+    status : "left out": nothing is wrong, a subject has only one of the two images or no side in
+        the column of the split, or the user has chosen another series
     """
 
     subject: str | None

@@ -8,7 +8,7 @@ superior). NIfTI's own order (i, j, k) exists only inside `data/nifti.py`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -95,6 +95,8 @@ class Pair:
     facts : what the dataset says about dose, weight and decay, by the names of `units.FACTS`
     reference_mask : image that is above 0 in the reference region, instead of labels of `dseg`
     recast : what becomes of frames and unit; None: they stay as they are
+    diagnosis : of the subject, where the dataset has it; only for the strata of the split
+    side : of the split ("train", "val", "test"), where the user names a column for it
     """
 
     subject: str
@@ -111,3 +113,5 @@ class Pair:
     facts: Mapping[str, Any] = field(default_factory=dict)
     reference_mask: str | None = None
     recast: Recast | None = None
+    diagnosis: str | None = None
+    side: Literal["train", "val", "test"] | None = None

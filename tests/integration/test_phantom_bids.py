@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from ganbert.data.layouts import find_pairs
 from ganbert.data.phantom import make_cohort
 from ganbert.data.phantom_template import REGIONS
 from ganbert.data.phantom_uptake import UPTAKE
@@ -142,7 +143,9 @@ def test_labels_are_named_and_lie_on_the_t1w(cohort: Path) -> None:
 def test_participants_have_what_the_phantom_knows(cohort: Path) -> None:
     people = read_tsv(cohort / "participants.tsv")
     truths = read_tsv(cohort / "derivatives" / "phantom" / "participants.tsv")
-    assert {person["diagnosis"] for person in people} == {"CN", "MCI", "AD"}
+    assert {person["simulated_diagnosis"] for person in people} == {"CN", "MCI", "AD"}
+    # Published cohorts were split without: nothing there that the split would follow.
+    assert {pair.diagnosis for pair in find_pairs(cohort).pairs} == {None}
     for person, truth in zip(people, truths, strict=True):
         assert person["participant_id"] == truth["participant_id"]
         assert person["severity"] == truth["severity"]

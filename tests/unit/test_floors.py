@@ -57,10 +57,10 @@ FLOORS = (
 # The same inside data/.
 DATA_FLOORS = (
     {"volume", "index", "regions", "refusals", "sample_order"},
-    {"nifti_header", "sidecar", "pairing", "frames", "units", "augmentation"},
-    {"nifti", "phantom_template", "bids_index", "layout_adni", "layout_table"},
-    {"phantom_anatomy", "recast", "layout_bids"},
-    {"phantom_uptake", "phantom_scanner"},
+    {"nifti_header", "sidecar", "pairing", "frames", "units", "augmentation", "split"},
+    {"nifti", "phantom_template", "bids_index", "columns"},
+    {"phantom_anatomy", "recast", "bids_tables", "layout_adni", "layout_table"},
+    {"phantom_uptake", "phantom_scanner", "layout_bids"},
     {"phantom_bids"},
     {"conform", "layouts", "phantom", "pipeline"},
     {"row_images", "reference", "image_streams"},

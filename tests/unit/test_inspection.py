@@ -1,11 +1,12 @@
 """`ganbert inspect` says what the index says, and finds a file that has changed."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID
-from ganbert.data.index import CachedImage, Index, Row, Split, file_sha256, save_index
+from ganbert.data.index import CachedImage, Index, Row, Split, file_sha256, load_index, save_index
 from ganbert.errors import DatasetError
 from ganbert.inspection import inspect_prepared
 
@@ -69,6 +70,22 @@ def test_shows_rows_grids_and_intensities(
     assert "2 (2)" in shown
     assert "0 (0)" in shown
     assert "2.75" in shown
+
+
+def test_a_subject_with_two_tracers_is_one_subject(
+    prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inspect_prepared(prepared)
+    assert " all " not in capsys.readouterr().out
+    index = load_index(prepared)
+    again = [row.model_copy(update={"tracer": "FDG"}) for row in index.rows[:2]]
+    save_index(index.model_copy(update={"rows": (*index.rows, *again)}), prepared)
+    inspect_prepared(prepared)
+    # Of each name the first line, which is that of the upper table.
+    shown = reversed(capsys.readouterr().out.splitlines())
+    lines = {line[1:7].strip(): line for line in shown}
+    cells = {name: re.findall(r"\d+ \(\d+\)", lines[name]) for name in ("FDG", "all")}
+    assert cells == {"FDG": ["2 (2)", "0 (0)", "0 (0)"], "all": ["4 (2)", "0 (0)", "1 (1)"]}
 
 
 def test_verify_accepts_untouched_files(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -184,3 +184,19 @@ def test_only_two_ways_to_write_a_date(download: Download) -> None:
     download.lines[-1] = download.lines[-1].replace("3/06/2012", "06.03.2012")
     with pytest.raises(DatasetError, match="expected its Acq Date, found none"):
         download.find()
+
+
+def test_diagnosis_and_side_are_those_of_the_pet(download: Download) -> None:
+    download.add_mri(1, "3/01/2012")
+    download.add(2, DYNAMIC, "3/06/2012")
+    download.add(3, DYNAMIC, "3/06/2013")
+    download.lines[-1] = download.lines[-1].replace('"CN"', '"MCI"')
+    first, second = download.find(max_days=400).pairs
+    assert (first.diagnosis, second.diagnosis) == ("CN", "MCI")
+    assert (first.side, second.side) == (None, None)
+    folds = ("fold", "n/a", "test", "train")
+    download.lines = [f'{line},"{fold}"' for line, fold in zip(download.lines, folds, strict=True)]
+    first, second = download.find(max_days=400, split_column="fold", diagnosis_column="Sex").pairs
+    assert (first.diagnosis, first.side, second.side) == ("F", "test", "train")
+    with pytest.raises(ConfigError, match=r"a column of .*search\.csv .*found Fold"):
+        download.find(split_column="Fold")

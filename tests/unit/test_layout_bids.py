@@ -197,6 +197,25 @@ def test_body_weight_is_that_of_the_participants(tmp_path: Path) -> None:
     assert find_pairs(tmp_path).pairs[0].facts["weight"] == "81.5 lb"
 
 
+@pytest.mark.parametrize(
+    ("heading", "options", "diagnosis"),
+    [
+        ("participant_id\tage\tDX", {}, "AD"),
+        ("participant_id\tGroup\tdx", {}, "70"),  # before dx
+        ("participant_id\tage\tclinical", {}, None),
+        ("participant_id\tdx\tclinical", {"diagnosis_column": "clinical"}, "AD"),
+        ("participant_id\tdx\tsimulated_diagnosis", {"diagnosis_column": "dx"}, "70"),
+    ],
+)
+def test_the_diagnosis_is_that_of_the_participants(
+    heading: str, options: dict[str, str], diagnosis: str | None, tmp_path: Path
+) -> None:
+    write_tree(tmp_path, 2)
+    (tmp_path / "participants.tsv").write_text(f"{heading}\nsub-01\t70\tAD\nsub-02\tn/a\tN/A\n")
+    first, second = find_pairs(tmp_path, options=LayoutOptions(**options)).pairs
+    assert (first.diagnosis, second.diagnosis) == (diagnosis, None)
+
+
 def test_ground_truth_of_the_phantom_is_found(tmp_path: Path) -> None:
     write_tree(tmp_path, 2)
     derivative = tmp_path / "derivatives" / "phantom"

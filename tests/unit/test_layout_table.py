@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ganbert.data.layouts import LayoutOptions, find_pairs
-from ganbert.errors import DatasetError
+from ganbert.errors import ConfigError, DatasetError
 
 HEADING = "subject,mri,pet,tracer,Units,FrameTimesStart,FrameDuration"
 LINE = "01,t1.nii,pet.nii.gz,FDG,SUV,1800 2400,600 600"
@@ -113,3 +113,20 @@ def test_a_broken_table_is_one_line(lines: tuple[str, ...], found: str, folder: 
     with pytest.raises(DatasetError, match=found) as caught:
         find_pairs(folder, "table")
     assert str(caught.value).startswith(f"{file}: expected ")
+
+
+def test_diagnosis_and_side_are_columns(folder: Path) -> None:
+    file = write(folder, HEADING + ",Diagnosis,group,fold", LINE + ", CN ,2,dev")
+    (pair,) = find_pairs(folder, "table").pairs
+    assert (pair.diagnosis, pair.side) == ("CN", None)
+    options = LayoutOptions(diagnosis_column="group", split_column="fold")
+    (pair,) = find_pairs(folder, "table", options).pairs
+    assert (pair.diagnosis, pair.side) == ("2", "val")
+    for name in ("diagnosis_column", "split_column"):
+        with pytest.raises(ConfigError, match=r"a column of .*pairs\.csv \(subject, .*found Group"):
+            find_pairs(folder, "table", LayoutOptions(**{name: "Group"}))
+    # What is no side concerns the whole split, though the line could not be used anyway.
+    write(folder, HEADING + ",fold", LINE + ",train", LINE.replace("t1", "none") + ",fold 3")
+    with pytest.raises(DatasetError, match="expected train, val or test") as caught:
+        find_pairs(folder, "table", LayoutOptions(split_column="fold"))
+    assert caught.value.where == f"{file}:3"

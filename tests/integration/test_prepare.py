@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-import ganbert.data.cache
+import ganbert.data.row_images
 from ganbert.cli import app
 from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID, Grid
 from ganbert.data.index import Index, file_sha256, load_index
@@ -129,7 +129,7 @@ def test_doing_it_again_changes_nothing_and_conforms_nothing(
     tree: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(prepared)
-    monkeypatch.setattr(ganbert.data.cache, "read_volume", None)
+    monkeypatch.setattr(ganbert.data.row_images, "read_volume", None)
     run(tree, prepared)
     assert contents(prepared) == before
 
@@ -151,7 +151,7 @@ def test_only_what_changed_is_made_again(tmp_path: Path, monkeypatch: pytest.Mon
         read.append(Path(path).name.split("_")[0])
         return read_volume(path, *rest)
 
-    monkeypatch.setattr(ganbert.data.cache, "read_volume", spy)
+    monkeypatch.setattr(ganbert.data.row_images, "read_volume", spy)
     after = run(bids, out)
     assert set(read) == {"sub-02", "sub-03"}
     assert after.rows[0] == before.rows[0]
@@ -170,7 +170,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(ganbert.data.cache, "read_volume", interrupt)
+        patch.setattr(ganbert.data.row_images, "read_volume", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(tree, out)
     assert not (out / "index.json").exists()
@@ -344,7 +344,7 @@ def test_headers_are_checked_before_any_work(
 ) -> None:
     bids, out = write_tree(tmp_path / "bids", 3), tmp_path / "out"
     write_image(bids / "sub-03/anat/sub-03_T1w.nii.gz", np.ones((16, 16), np.float32))
-    monkeypatch.setattr(ganbert.data.cache, "read_volume", None)
+    monkeypatch.setattr(ganbert.data.row_images, "read_volume", None)
     with pytest.raises(ImageError, match=r"sub-03_T1w\.nii\.gz: expected a 3D or 4D"):
         run(bids, out, strict=True)
     assert not out.exists()

@@ -29,6 +29,7 @@ Neither header carries free text: `descrip`, `db_name` and the like may name a p
 """
 
 import gzip
+import hashlib
 from pathlib import Path
 
 import nibabel as nib
@@ -38,7 +39,8 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy import ndimage
 
 from ganbert.atomic import replacing
-from ganbert.data.nifti_header import open_image
+from ganbert.data.index import file_sha256
+from ganbert.data.nifti_header import files_of, open_image
 from ganbert.data.nifti_voxels import read_stored, to_float32
 from ganbert.data.volume import Affine, FloatArray, Volume
 from ganbert.errors import ImageError, OutputError
@@ -48,13 +50,16 @@ HEADER_BYTES = 352
 MAX_VALUE = 1e30
 
 
-def read_volume(path: str | Path, unit: str = "arbitrary") -> Volume:
+def read_volume(
+    path: str | Path, unit: str = "arbitrary", *, sha256: dict[str, str] | None = None
+) -> Volume:
     """Read a NIfTI of any orientation; slope and intercept are applied.
 
     Parameters
     ----------
     path : `.nii`, `.hdr` or `.img`, with or without `.gz`; NIfTI-1 or NIfTI-2; 3D or 4D
     unit : unit of the intensities, which NIfTI itself does not record
+    sha256 : filled in: path of each file of the image -> SHA-256 of its bytes, as they were read
 
     Returns
     -------
@@ -68,7 +73,12 @@ def read_volume(path: str | Path, unit: str = "arbitrary") -> Volume:
         header says, has no usable orientation, or any voxel is not finite or beyond `MAX_VALUE`.
     """
     image = open_image(Path(path))
-    stored = read_stored(image)
+    digest = hashlib.sha256()
+    stored = read_stored(image, None if sha256 is None else digest)
+    if sha256 is not None:
+        for file in files_of(image.path):
+            own = file == image.voxel_path
+            sha256[str(file)] = digest.hexdigest() if own else file_sha256(file)
     orientation = io_orientation(image.affine)
     affine = image.affine @ inv_ornt_aff(orientation, stored.shape[:3])
     # A view: (I, J, K, T) -> (X, Y, Z, T) -> (T, Y, Z, X) = (C, D, H, W)

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.volumeutils import apply_read_scaling
 
-from ganbert.data.nifti_header import UNREADABLE, StoredImage, unreadable
 from ganbert.data.inflate import Digest, discard, is_gzip, open_stream, read_between
+from ganbert.data.nifti_header import UNREADABLE, StoredImage, unreadable
 from ganbert.data.volume import FloatArray
 from ganbert.errors import ImageError
 

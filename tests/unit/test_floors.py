@@ -63,7 +63,7 @@ DATA_FLOORS = (
     {"phantom_anatomy", "recast", "bids_tables", "layout_adni", "layout_table"},
     {"phantom_uptake", "phantom_scanner", "layout_bids"},
     {"phantom_bids"},
-    {"conform", "layouts", "phantom", "pipeline"},
+    {"conform", "layouts", "phantom", "pipeline", "row_record"},
     {"row_images", "reference", "image_streams"},
     {"direct"},
     {"cache"},

@@ -117,6 +117,13 @@ def prepare(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first pair that cannot be used.")
     ] = False,
+    verify_inputs: Annotated[
+        bool,
+        typer.Option(
+            "--verify-inputs",
+            help="Compare the content of all inputs with the last run, not only size and time.",
+        ),
+    ] = False,
 ) -> None:
     """Pair, conform and measure a dataset; write the streaming cache and its index.
 
@@ -140,6 +147,7 @@ def prepare(
         cached=cached,
         jobs=jobs,
         strict=strict,
+        verify_inputs=verify_inputs,
     )
     if prepared.refusals:
         raise typer.Exit(EXIT_SOME_REFUSED)

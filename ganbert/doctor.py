@@ -231,6 +231,7 @@ def find_libraries() -> Iterator[Finding]:
     for name, use in (
         ("transformers", "BERT, the discriminator"),
         ("nibabel", "reads and writes NIfTI"),
+        ("isal", "decompresses .nii.gz"),
         ("pybids", "finds the images of a BIDS dataset"),
         ("nilearn", "anatomy of the phantom, figures"),
         ("torchmetrics", "PSNR and SSIM in 3D"),

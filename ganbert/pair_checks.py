@@ -12,7 +12,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ganbert.data.cache import images_of
 from ganbert.data.index import Row, Split
 from ganbert.data.nifti import check_header
 from ganbert.data.pairing import no_pairs
@@ -26,6 +25,7 @@ from ganbert.data.refusals import (
     relative_name,
     write_report,
 )
+from ganbert.data.row_record import images_of, input_files
 from ganbert.data.sidecar import sidecar_of
 from ganbert.data.split import check_can_train, put_side
 from ganbert.data.volume import Pair
@@ -80,6 +80,9 @@ def check_places(dataset: Path, pairs: Sequence[Pair], log: RefusalLog) -> list[
         try:
             for path in (*images, *(str(sidecar_of(image)) for image in images), *tables):
                 check_inside(path, dataset)
+            # Of header and voxels in two files, the one that is not named.
+            for file in input_files(pair):
+                check_inside(str(file), dataset)
             for table in tables:
                 _check_is_file(table)
         except ImageError as error:

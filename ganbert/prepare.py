@@ -90,6 +90,7 @@ def prepare(
     cached: bool = True,
     jobs: int | None = None,
     strict: bool = False,
+    verify_inputs: bool = False,
     console: Console | None = None,
 ) -> Prepared:
     """Prepare a dataset for training.
@@ -108,6 +109,7 @@ def prepare(
     cached : keep the conformed images; without them training reads the dataset, slowly
     jobs : processes; None for one per core
     strict : raise at the first pair that cannot be used, instead of leaving it out
+    verify_inputs : compare the content of all inputs with the last run's, not size and time alone
     console : for the progress bar and what was refused; None for standard error
 
     Raises
@@ -143,7 +145,7 @@ def prepare(
     check_units(bids, pairs)
     check_any_left(dataset, pairs, log, console)
     with claimed(out, plan, sides) as known:
-        place = CachePlace(dataset, out, mri_grid, pet_grid, cached)
+        place = CachePlace(dataset, out, mri_grid, pet_grid, cached, verify_inputs)
         rows = _make_rows(pairs, place, jobs, log, console)
         check_any_left(dataset, rows, log, console)
         rows = _split(rows, found.pairs, plan, known, console)

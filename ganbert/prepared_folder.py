@@ -200,7 +200,7 @@ def _remove_half_done(out: Path) -> None:
 
 def _check_out(out: Path, plan: Plan) -> bool:
     """Return whether `out` is new or empty; raise if it holds anything but the same plan."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and _is_shell(out)):
         return True
     remedy = "choose another folder or remove it"
     try:
@@ -214,6 +214,13 @@ def _check_out(out: Path, plan: Plan) -> bool:
         found = f"a cache made with {_describe(previous, changed)}"
         raise OutputError(out, expected=_describe(plan, changed), found=found, remedy=remedy)
     return False
+
+
+def _is_shell(out: Path) -> bool:
+    """Whether it is empty, or all that a run has left that was killed before its plan stood."""
+    cache = out / CACHE_NAME
+    left = {path.name for path in out.iterdir()} - {CACHE_NAME, _PLAN_NAME + TEMPORARY}
+    return not left and not (cache.exists() and (cache.is_file() or any(cache.iterdir())))
 
 
 def _describe(plan: Plan, names: Sequence[str]) -> str:

@@ -5,16 +5,14 @@
     cache/sub-01_trc-18FAV45_dseg.nii      int32 labels on the PET grid
     cache/sub-01_trc-18FAV45.json          the row and its recipe, written after the images
 
-The recipe is everything that the images depend on. A row whose recipe and checksums still hold is
-not made again, which is what makes `prepare` resumable.
+The recipe is everything that the images depend on (`row_record.py`). A row whose recipe and
+checksums still hold is not made again, which is what makes `prepare` resumable.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ganbert.atomic import output_error, write_text
 from ganbert.config import Grid
@@ -22,13 +20,19 @@ from ganbert.data.direct import STORED_AS, save_source, source_file, stored_sha2
 from ganbert.data.index import AffineRows, CachedImage, Row, file_sha256
 from ganbert.data.nifti import write_cache
 from ganbert.data.row_images import RowImages, conform_pair
-from ganbert.data.volume import Affine, Pair, Recast, Volume
-from ganbert.errors import ImageError
+from ganbert.data.row_record import (
+    FinishedRow,
+    images_of,
+    input_files,
+    load_finished,
+    make_recipe,
+    relative,
+    still_holds,
+)
+from ganbert.data.volume import Affine, Pair, Volume
 from ganbert.tracers import TRACERS
 
 CACHE_NAME = "cache"
-# Part of every recipe: raise it when the same inputs would give other images.
-_CACHE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class CachePlace:
     out : folder that holds `cache/`
     mri_grid, pet_grid : concentric grids
     keep_images : write them; else only where they come from (`data/direct.py`)
+    verify_inputs : read every input to see whether it has changed, whatever its time of change
     """
 
     dataset: Path
@@ -48,36 +53,7 @@ class CachePlace:
     mri_grid: Grid
     pet_grid: Grid
     keep_images: bool = True
-
-
-class RowRecipe(BaseModel):
-    """All that the cached images of a row depend on.
-
-    Attributes
-    ----------
-    inputs : (path relative to the dataset, size in bytes, time of change in ns) of each image
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    cache_version: int
-    inputs: tuple[tuple[str, int, int], ...]
-    tracer: str
-    unit: str
-    frame_start_s: tuple[float, ...]
-    frame_duration_s: tuple[float, ...]
-    recast: Recast | None
-    mri_grid: Grid
-    pet_grid: Grid
-
-
-class FinishedRow(BaseModel):
-    """The JSON beside a row's images. The split is the index's to decide: here always "train"."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    recipe: RowRecipe
-    row: Row
+    verify_inputs: bool = False
 
 
 def make_row(pair: Pair, place: CachePlace) -> Row:
@@ -97,17 +73,30 @@ def make_row(pair: Pair, place: CachePlace) -> Row:
     """
     name = _row_name(pair)
     record = place.out / CACHE_NAME / f"{name}.json"
-    recipe = _recipe(pair, place)
-    finished = _load_finished(record)
-    if finished and finished.recipe == recipe and _is_whole(finished.row, place):
+    files = input_files(pair)
+    recipe = make_recipe(pair, files, place.dataset, place.mri_grid, place.pet_grid)
+    finished = load_finished(record)
+    if (
+        finished
+        and still_holds(finished, recipe, files, verify=place.verify_inputs)
+        and _is_whole(finished.row, place)
+    ):
+        if finished.recipe != recipe:
+            _write_record(record, finished.model_copy(update={"recipe": recipe}))
         return finished.row
-    images = conform_pair(pair, place.mri_grid, place.pet_grid)
+    sha256: dict[str, str] = {}
+    images = conform_pair(pair, place.mri_grid, place.pet_grid, sha256=sha256)
     _remove(record)
     row = _save(pair, images, place, name)
     if not place.keep_images:
         save_source(place.out / row.mri.path, pair, place.mri_grid, place.pet_grid)
-    write_text(record, FinishedRow(recipe=recipe, row=row).model_dump_json(indent=1) + "\n")
+    checksums = tuple(sha256[str(file)] for file in files)
+    _write_record(record, FinishedRow(recipe=recipe, row=row, input_sha256=checksums))
     return row
+
+
+def _write_record(record: Path, finished: FinishedRow) -> None:
+    write_text(record, finished.model_dump_json(indent=1) + "\n")
 
 
 def _remove(record: Path) -> None:
@@ -121,46 +110,6 @@ def _remove(record: Path) -> None:
 def _row_name(pair: Pair) -> str:
     session = f"_ses-{pair.session}" if pair.session else ""
     return f"sub-{pair.subject}{session}_trc-{TRACERS[pair.tracer].bids_label}"
-
-
-def images_of(pair: Pair) -> list[str]:
-    """Return the paths of all images that a row is made from, T1w first, then PET."""
-    paths = (pair.mri, pair.pet, pair.truth, pair.dseg, pair.reference_mask)
-    return [path for path in paths if path]
-
-
-def _relative(path: str, place: CachePlace) -> str:
-    return os.path.relpath(path, place.dataset.absolute())
-
-
-def _recipe(pair: Pair, place: CachePlace) -> RowRecipe:
-    inputs = []
-    for path in images_of(pair):
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            found = error.strerror or type(error).__name__
-            remedy = "check the dataset"
-            raise ImageError(path, expected="an image", found=found, remedy=remedy) from error
-        inputs.append((_relative(path, place), status.st_size, status.st_mtime_ns))
-    return RowRecipe(
-        cache_version=_CACHE_VERSION,
-        inputs=tuple(inputs),
-        tracer=pair.tracer,
-        unit=pair.unit,
-        frame_start_s=pair.frame_start_s,
-        frame_duration_s=pair.frame_duration_s,
-        recast=pair.recast,
-        mri_grid=place.mri_grid,
-        pet_grid=place.pet_grid,
-    )
-
-
-def _load_finished(record: Path) -> FinishedRow | None:
-    try:
-        return FinishedRow.model_validate_json(record.read_text())
-    except (OSError, ValidationError, UnicodeDecodeError):
-        return None  # not finished: it is made again
 
 
 def _is_whole(row: Row, place: CachePlace) -> bool:
@@ -190,7 +139,7 @@ def _save(pair: Pair, images: RowImages, place: CachePlace, name: str) -> Row:
         pet=save(images.pet, "pet"),
         truth=save(images.truth, "truth") if images.truth else None,
         dseg=save(images.dseg, "dseg") if images.dseg else None,
-        sources=tuple(_relative(path, place) for path in images_of(pair)),
+        sources=tuple(relative(path, place.dataset) for path in images_of(pair)),
     )
 
 

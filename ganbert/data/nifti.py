@@ -29,6 +29,7 @@ Neither header carries free text: `descrip`, `db_name` and the like may name a p
 """
 
 import gzip
+import hashlib
 from pathlib import Path
 
 import nibabel as nib
@@ -38,31 +39,27 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy import ndimage
 
 from ganbert.atomic import replacing
-from ganbert.data.nifti_header import (
-    UNREADABLE,
-    StoredImage,
-    is_gzip,
-    open_image,
-    open_stream,
-    unreadable,
-)
+from ganbert.data.index import file_sha256
+from ganbert.data.nifti_header import files_of, open_image
+from ganbert.data.nifti_voxels import read_stored, to_float32
 from ganbert.data.volume import Affine, FloatArray, Volume
 from ganbert.errors import ImageError, OutputError
 
 HEADER_BYTES = 352
 # Differences and products of voxels stay finite in float32.
 MAX_VALUE = 1e30
-# Some writers pad; what goes on and on behind the voxels is a bomb.
-_MAX_TRAILING_BYTES = 1 << 20
 
 
-def read_volume(path: str | Path, unit: str = "arbitrary") -> Volume:
+def read_volume(
+    path: str | Path, unit: str = "arbitrary", *, sha256: dict[str, str] | None = None
+) -> Volume:
     """Read a NIfTI of any orientation; slope and intercept are applied.
 
     Parameters
     ----------
     path : `.nii`, `.hdr` or `.img`, with or without `.gz`; NIfTI-1 or NIfTI-2; 3D or 4D
     unit : unit of the intensities, which NIfTI itself does not record
+    sha256 : filled in: path of each file of the image -> SHA-256 of its bytes, as they were read
 
     Returns
     -------
@@ -76,13 +73,18 @@ def read_volume(path: str | Path, unit: str = "arbitrary") -> Volume:
         header says, has no usable orientation, or any voxel is not finite or beyond `MAX_VALUE`.
     """
     image = open_image(Path(path))
-    affine = image.affine
-    voxels = _read_voxels(image)
-    orientation = io_orientation(affine)
-    affine = affine @ inv_ornt_aff(orientation, voxels.shape[:3])
-    voxels = apply_orientation(voxels, orientation)
-    # (X, Y, Z, T) -> (T, Y, Z, X) = (C, D, H, W)
-    array = np.ascontiguousarray(voxels.transpose(3, 1, 2, 0))
+    digest = hashlib.sha256()
+    stored = read_stored(image, None if sha256 is None else digest)
+    if sha256 is not None:
+        for file in files_of(image.path):
+            own = file == image.voxel_path
+            sha256[str(file)] = digest.hexdigest() if own else file_sha256(file)
+    orientation = io_orientation(image.affine)
+    affine = image.affine @ inv_ornt_aff(orientation, stored.shape[:3])
+    # A view: (I, J, K, T) -> (X, Y, Z, T) -> (T, Y, Z, X) = (C, D, H, W)
+    stored = apply_orientation(stored, orientation).transpose(3, 1, 2, 0)
+    array = to_float32(image, stored)
+    _check_values(image.path, array)
     return Volume(array, affine[:, [1, 2, 0, 3]], unit)
 
 
@@ -112,7 +114,8 @@ def read_cache(path: str | Path, unit: str = "arbitrary") -> Volume:
     """
     image = open_image(Path(path))
     # (W, H, D, C) in Fortran order -> (C, D, H, W)
-    array = np.ascontiguousarray(_read_voxels(image).transpose(3, 2, 1, 0))
+    array = to_float32(image, read_stored(image).transpose(3, 2, 1, 0))
+    _check_values(image.path, array)
     return Volume(array, image.affine[:, [2, 1, 0, 3]], unit)
 
 
@@ -185,19 +188,6 @@ def resample(
     return Volume(array, affine, volume.unit)
 
 
-def _read_voxels(image: StoredImage) -> FloatArray:
-    """Return (I, J, K, T) float32, all finite."""
-    try:
-        if is_gzip(image.voxel_path):
-            _check_gzip(image)
-        with np.errstate(over="ignore", invalid="ignore"):
-            voxels = np.asarray(image.voxels, np.float32)
-    except UNREADABLE as error:
-        raise unreadable(image.path, error) from error
-    _check_values(image.path, voxels)
-    return voxels if voxels.ndim == 4 else voxels[..., np.newaxis]
-
-
 def _check_values(path: Path, voxels: FloatArray) -> None:
     # NaN and infinity come through; no temporary array as large as the image for the usual case.
     largest = max(-float(voxels.min()), float(voxels.max()))
@@ -210,32 +200,6 @@ def _check_values(path: Path, voxels: FloatArray) -> None:
     num_bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
     found = f"{num_bad} of {voxels.size} that are NaN or infinite"
     raise ImageError(path, expected="finite voxels", found=found, remedy=remedy)
-
-
-def _check_gzip(image: StoredImage) -> None:
-    """Decompress to the end, where the checksum stands; nibabel stops before it.
-
-    Nothing is kept, so a header that claims more than the stream holds costs no memory, and a
-    stream that holds far more than the header claims is left early.
-    """
-    num_bytes = 0
-    with open_stream(image.voxel_path) as stream:
-        while chunk := stream.read(1 << 20):
-            num_bytes += len(chunk)
-            if num_bytes > image.num_bytes + _MAX_TRAILING_BYTES:
-                raise ImageError(
-                    image.path,
-                    expected=f"{image.num_bytes} bytes, as its header says",
-                    found="more in the compressed stream",
-                    remedy="copy or convert the image again",
-                )
-    if num_bytes < image.num_bytes:
-        raise ImageError(
-            image.path,
-            expected=f"{image.num_bytes} bytes, as its header says",
-            found=f"{num_bytes} in the compressed stream",
-            remedy="copy the image again",
-        )
 
 
 def to_dtype(voxels: FloatArray, dtype: np.dtype) -> npt.NDArray[np.generic]:

@@ -12,13 +12,10 @@ the other, nobody knows which side is left, and the image is refused.
 """
 
 import contextlib
-import gzip
-import io
 import itertools
 import math
 import os
 import stat
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +23,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.arrayproxy import ArrayProxy
 from nibabel.imageclasses import all_image_classes
 from nibabel.imageglobals import logger as nibabel_logger
 
+from ganbert.data.inflate import DAMAGED, MAX_DEFLATE_RATIO, is_gzip, open_stream
 from ganbert.data.volume import Affine
 from ganbert.errors import ImageError
 
@@ -39,8 +36,6 @@ EDGE_MM = (0.05, 100.0)
 MAX_EXTENT_MM = 2500.0
 MAX_BOX_MM3 = 1.5e9
 MAX_DISTANCE_MM = 1e5
-# A byte of a deflate stream stands for at most 1032 bytes (zlib, technical details).
-_MAX_DEFLATE_RATIO = 1032
 _HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
 _MM_PER_UNIT = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
 _HALF_A_VOXEL = 0.5
@@ -49,7 +44,7 @@ UNREADABLE = (
     nib.spatialimages.HeaderDataError,
     OSError,
     EOFError,
-    zlib.error,
+    *DAMAGED,
     ValueError,
     KeyError,
     OverflowError,
@@ -64,16 +59,22 @@ class StoredImage:
     ----------
     path : as the user named it, for messages
     voxel_path : file that holds the voxels; the `.img` of a pair
-    voxels : (I, J, K[, T]), read when it is converted to an array; slope and intercept applied
-    num_bytes : in `voxel_path`, up to the end of the voxels, decompressed
+    shape : (I, J, K[, T]), I fastest in the file
+    dtype : of a stored voxel, with its byte order
+    start, stop : where the voxels lie in `voxel_path`, in bytes, decompressed
+    slope, intercept : value = slope * stored + intercept; None: the stored number is the value
     affine : (4, 4) float64, (i, j, k, 1) to RAS+ mm
     note : what the user should know although the image can be used
     """
 
     path: Path
     voxel_path: Path
-    voxels: ArrayProxy
-    num_bytes: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    start: int
+    stop: int
+    slope: float | None
+    intercept: float | None
     affine: Affine
     note: str | None
 
@@ -81,7 +82,7 @@ class StoredImage:
 def unreadable(path: Path, error: BaseException) -> ImageError:
     """Return what to tell the user when a library or the system cannot read `path`."""
     remedy = "convert or copy the image again"
-    if isinstance(error, gzip.BadGzipFile | zlib.error):
+    if isinstance(error, DAMAGED):
         found = "a damaged gzip stream"  # the library's text quotes bytes of the file
     elif isinstance(error, EOFError):
         found = "a gzip stream that is cut short"
@@ -91,22 +92,6 @@ def unreadable(path: Path, error: BaseException) -> ImageError:
         # nibabel repeats the path, which the error already carries.
         found = (str(error) or type(error).__name__).splitlines()[0].replace(str(path), "the file")
     return ImageError(path, expected="a readable NIfTI", found=found, remedy=remedy)
-
-
-def is_gzip(path: Path) -> bool:
-    """Whether the name says that the file is compressed."""
-    return path.suffix.lower() == ".gz"
-
-
-@contextlib.contextmanager
-def open_stream(path: Path) -> Iterator[io.BufferedIOBase]:
-    """Open a file for reading, decompressed if its name ends in `.gz`."""
-    with path.open("rb") as raw:
-        if not is_gzip(path):
-            yield raw
-            return
-        with gzip.GzipFile(fileobj=raw, mode="rb") as stream:
-            yield stream
 
 
 def open_image(path: Path) -> StoredImage:
@@ -131,14 +116,36 @@ def open_image(path: Path) -> StoredImage:
         header = _parse(header_path, block, is_single)
         shape = header.get_data_shape()
         _check_shape(path, shape)
-        num_bytes = _check_size(path, voxel_path, header)
+        start, stop = _check_size(path, voxel_path, header)
         # What overflows is found too large afterwards.
         with np.errstate(all="ignore"):
             affine, note = _world_affine(path, header)
-        voxels = ArrayProxy(str(voxel_path), header, mmap=False)
+        slope, intercept = header.get_slope_inter()
     except UNREADABLE as error:
         raise unreadable(path, error) from error
-    return StoredImage(path, voxel_path, voxels, num_bytes, affine, note)
+    return StoredImage(
+        path=path,
+        voxel_path=voxel_path,
+        shape=shape,
+        dtype=header.get_data_dtype(),
+        start=start,
+        stop=stop,
+        slope=slope,
+        intercept=intercept,
+        affine=affine,
+        note=note,
+    )
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """Return the files that an image consists of: one, or header and voxels.
+
+    Raises
+    ------
+    ImageError
+        If the name is not that of a NIfTI.
+    """
+    return tuple(dict.fromkeys(_files_of(path)[:2]))
 
 
 def _files_of(path: Path) -> tuple[Path, Path, bool]:
@@ -220,8 +227,8 @@ def _check_shape(path: Path, shape: tuple[int, ...]) -> None:
         raise ImageError(path, expected=expected, found=found, remedy="crop or average the image")
 
 
-def _check_size(path: Path, voxel_path: Path, header: Any) -> int:
-    """Return the bytes of the voxels' file up to their end, as the header says."""
+def _check_size(path: Path, voxel_path: Path, header: Any) -> tuple[int, int]:
+    """Return where the voxels begin and end in their file, in bytes, as the header says."""
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf":
         remedy = "convert it to integers or floats"
@@ -234,12 +241,12 @@ def _check_size(path: Path, voxel_path: Path, header: Any) -> int:
         raise ImageError(path, expected=expected, found=f"vox_offset {offset}", remedy=remedy)
     size = voxel_path.stat().st_size
     claimed = int(offset) + math.prod(header.get_data_shape()) * dtype.itemsize
-    possible = size * _MAX_DEFLATE_RATIO if is_gzip(voxel_path) else size
+    possible = size * MAX_DEFLATE_RATIO if is_gzip(voxel_path) else size
     if claimed > possible:
         expected = f"{claimed} bytes, as its header says"
         found = f"a file of {size} bytes"
         raise ImageError(path, expected=expected, found=found, remedy=remedy)
-    return claimed
+    return int(offset), claimed
 
 
 def _world_affine(path: Path, header: Any) -> tuple[Affine, str | None]:

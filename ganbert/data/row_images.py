@@ -28,21 +28,31 @@ class RowImages:
     dseg: Volume | None
 
 
-def conform_pair(pair: Pair, mri_grid: Grid, pet_grid: Grid) -> RowImages:
+def conform_pair(
+    pair: Pair, mri_grid: Grid, pet_grid: Grid, *, sha256: dict[str, str] | None = None
+) -> RowImages:
     """Read the images of a pair and bring them onto the grids, into frames and unit as planned.
+
+    Parameters
+    ----------
+    sha256 : filled in: path of each file that is read -> SHA-256 of its bytes
 
     Raises
     ------
     ImageError, DatasetError
         Naming the image that is not usable.
     """
-    mri = _conform_mri(pair.mri, mri_grid)
+
+    def read(path: str, unit: str = "arbitrary") -> Volume:
+        return read_volume(path, unit, sha256=sha256)
+
+    mri = _conform_mri(pair.mri, read(pair.mri), mri_grid)
     affine = concentric_affine(mri.volume.affine, mri_grid, pet_grid)
-    dseg = read_volume(pair.dseg) if pair.dseg else None
-    mask = read_volume(pair.reference_mask) if pair.reference_mask else None
+    dseg = read(pair.dseg) if pair.dseg else None
+    mask = read(pair.reference_mask) if pair.reference_mask else None
 
     def pet_on_grid(path: str) -> Volume:
-        pet = _recast_pet(path, pair, mask or dseg)
+        pet = _recast_pet(path, read(path, pair.unit), pair, mask or dseg)
         return conform_pet(pet, affine, pet_grid)
 
     pet = pet_on_grid(pair.pet)
@@ -61,8 +71,7 @@ def conform_pair(pair: Pair, mri_grid: Grid, pet_grid: Grid) -> RowImages:
     )
 
 
-def _conform_mri(path: str, grid: Grid) -> ConformedMri:
-    mri = read_volume(path)
+def _conform_mri(path: str, mri: Volume, grid: Grid) -> ConformedMri:
     try:
         return conform_mri(mri, grid)
     except ImageError as error:
@@ -72,8 +81,7 @@ def _conform_mri(path: str, grid: Grid) -> ConformedMri:
         ) from error
 
 
-def _read_pet(path: str, pair: Pair) -> Volume:
-    pet = read_volume(path, pair.unit)
+def _check_pet(path: str, pet: Volume, pair: Pair) -> None:
     if len(pet.array) != len(pair.frame_start_s):
         raise DatasetError(
             path,
@@ -88,12 +96,11 @@ def _read_pet(path: str, pair: Pair) -> Volume:
             found=f"{pet.array.flat[0]:g} in all voxels",
             remedy="export the image again",
         )
-    return pet
 
 
-def _recast_pet(path: str, pair: Pair, reference: Volume | None) -> Volume:
-    """Read a PET into the frames and the unit that were planned."""
-    pet = _read_pet(path, pair)
+def _recast_pet(path: str, pet: Volume, pair: Pair, reference: Volume | None) -> Volume:
+    """Bring a PET into the frames and the unit that were planned."""
+    _check_pet(path, pet, pair)
     if pair.recast is None:
         return pet
     pet = recast_frames(pet, pair.recast)

@@ -27,8 +27,10 @@ def sidecar_of(image: str | Path) -> Path:
 
     >>> sidecar_of("sub-01_pet.nii.gz").name
     'sub-01_pet.json'
+    >>> sidecar_of("sub-01_pet.hdr").name
+    'sub-01_pet.json'
     """
-    return Path(re.sub(r"\.nii(\.gz)?$", ".json", str(image)))
+    return Path(re.sub(r"\.(nii|hdr|img)(\.gz)?$", ".json", str(image)))
 
 
 def is_sidecar(path: Path) -> bool:

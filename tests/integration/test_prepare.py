@@ -147,9 +147,9 @@ def test_only_what_changed_is_made_again(tmp_path: Path, monkeypatch: pytest.Mon
     (out / "cache" / "left.nii.tmp").write_bytes(b"half")
     read = []
 
-    def spy(path: str, *rest: Any) -> Any:
+    def spy(path: str, *rest: Any, **options: Any) -> Any:
         read.append(Path(path).name.split("_")[0])
-        return read_volume(path, *rest)
+        return read_volume(path, *rest, **options)
 
     monkeypatch.setattr(ganbert.data.row_images, "read_volume", spy)
     after = run(bids, out)
@@ -163,10 +163,10 @@ def test_only_what_changed_is_made_again(tmp_path: Path, monkeypatch: pytest.Mon
 def test_an_interrupted_run_goes_on_to_the_same_end(
     tree: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(path: str, *rest: Any) -> Any:
+    def interrupt(path: str, *rest: Any, **options: Any) -> Any:
         if "sub-03" in str(path):
             raise KeyboardInterrupt
-        return read_volume(path, *rest)
+        return read_volume(path, *rest, **options)
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from rich.console import Console
@@ -259,6 +260,23 @@ def test_a_table_of_pairs_is_reported_beside_its_dataset(named: str, tmp_path: P
     assert CliRunner().invoke(app, options).exit_code == EXIT_SOME_REFUSED
     with pytest.raises(DatasetError, match=r"pairs\.csv:3: expected 'Units'"):
         run(place, out, layout="table", strict=True)
+
+
+def test_the_voxels_of_a_pair_of_files_do_not_lie_elsewhere(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    file = write_table(folder)
+    pet = folder / "images/sub-01/pet/sub-01_trc-18FFDG_pet.nii.gz"
+    image = nib.load(pet)
+    pair = nib.Nifti1Pair(image.get_fdata(dtype=np.float32), image.affine)
+    pair.to_filename(pet.parent / "a.img")
+    file.write_text(file.read_text().replace(str(pet.relative_to(folder)), f"{pet.parent}/a.hdr"))
+    assert run(file, tmp_path / "out", layout="table").index.rows[0].subject == "01"
+    (pet.parent / "a.img").rename(tmp_path / "a.img")
+    (pet.parent / "a.img").symlink_to(tmp_path / "a.img")
+    result = run(file, tmp_path / "out", layout="table")
+    assert [row.subject for row in result.index.rows] == ["04"]
+    reasons = {str(refusal.error) for refusal in result.refusals}
+    assert any("a.img: expected a file of the dataset" in reason for reason in reasons)
 
 
 def test_strict_stops_at_a_recast_too(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ OPTIONS = {
         "--cache",
         "--jobs",
         "--strict",
+        "--verify-inputs",
     },
     "report": {"run", "--data"},
     "train": {

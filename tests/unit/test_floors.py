@@ -56,19 +56,21 @@ FLOORS = (
 )
 # The same inside data/.
 DATA_FLOORS = (
-    {"volume", "index", "regions", "refusals", "sample_order"},
+    {"volume", "index", "regions", "refusals", "sample_order", "inflate"},
     {"nifti_header", "sidecar", "pairing", "frames", "units", "augmentation", "split"},
+    {"nifti_voxels"},
     {"nifti", "phantom_template", "bids_index", "columns"},
     {"phantom_anatomy", "recast", "bids_tables", "layout_adni", "layout_table"},
     {"phantom_uptake", "phantom_scanner", "layout_bids"},
     {"phantom_bids"},
-    {"conform", "layouts", "phantom", "pipeline"},
+    {"conform", "layouts", "phantom", "pipeline", "row_record"},
     {"row_images", "reference", "image_streams"},
     {"direct"},
     {"cache"},
     {"loader"},
 )
 ONLY_IMPORTERS = {
+    "isal": {"data.inflate"},
     "deepspeed": {"engines", "engine_config", "doctor"},
     "prometheus_client": {"telemetry"},
     "nvidia": {"data.pipeline", "data.loader", "doctor"},

@@ -9,23 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ganbert.errors import DatasetError
+from ganbert.strict import nearest
 from ganbert.tables import read_tsv
+from ganbert.tracers import REFERENCE_REGIONS
 
 _COLUMNS = ("index", "name")
 _UNKNOWN = ("", "n/a")
 _MAX_NAMES = 12
-
-# Reference regions of the tracer table, by the regions that make them up in a segmentation: ours,
-# and FreeSurfer's `aseg` (FreeSurferColorLUT.txt). Its brain stem is more than the pons.
-_ASEG_CEREBELLUM = ("left cerebellum cortex", "right cerebellum cortex")
-REFERENCES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "whole cerebellum": (
-        ("cerebellum",),
-        ("cerebellar grey matter", "cerebellar white matter"),
-        (*_ASEG_CEREBELLUM, "left cerebellum white matter", "right cerebellum white matter"),
-    ),
-    "cerebellar grey matter": (("cerebellar cortex",), _ASEG_CEREBELLUM),
-}
 
 
 def read_region_names(file: Path) -> dict[int, str]:
@@ -120,38 +110,60 @@ def name_regions(names: Sequence[str]) -> str:
     return text if len(names) <= _MAX_NAMES else f"{text} and {len(names) - _MAX_NAMES} more"
 
 
+def find_region(names: Mapping[int, str], region: str) -> tuple[int, ...]:
+    """Return the labels that make up a region, in the order of its parts; none if it is not there.
+
+    The one place that compares names of regions: case does not count, and a space is as good as
+    `_` or `-`.
+
+    Parameters
+    ----------
+    names : label -> name
+    region : name in the table; or of `ganbert.tracers.REFERENCE_REGIONS`
+    """
+    by_name: dict[str, list[int]] = {}
+    for label, name in names.items():
+        by_name.setdefault(_plain(name), []).append(label)
+    for way in _ways(region):
+        parts = [_plain(part) for part in way]
+        if all(part in by_name for part in parts):
+            return tuple(label for part in parts for label in by_name[part])
+    return ()
+
+
+def _ways(region: str) -> tuple[tuple[str, ...], ...]:
+    return ((region,), *REFERENCE_REGIONS.get(_plain(region), ()))
+
+
 def reference_labels(names: Mapping[int, str], regions: Sequence[str]) -> tuple[int, ...]:
     """Return the labels that make up a reference region.
 
     Parameters
     ----------
     names : label -> name
-    regions : names in the table, in any case and with any of space, `_` and `-`; or of
-        `REFERENCES`; several make one region
+    regions : see `find_region`; several make one region
 
     Raises
     ------
     DatasetError
         If one is neither in the table nor made up of regions that are.
     """
-    by_name: dict[str, list[int]] = {}
-    for label, name in names.items():
-        by_name.setdefault(_plain(name), []).append(label)
     labels: set[int] = set()
     for region in regions:
-        ways = ((_plain(region),), *REFERENCES.get(_plain(region), ()))
-        parts = next((way for way in ways if all(part in by_name for part in way)), None)
-        if parts is None:
-            known = name_regions(sorted(names.values())) or "no table of regions"
+        found = find_region(names, region)
+        if not found:
+            known = sorted(set(names.values()))
+            near = nearest(region, known)
+            remedy = "name the region with --reference-region, or give a --reference-mask"
             raise DatasetError(
                 "reference region",
-                expected=" or ".join(" + ".join(way) for way in ways),
-                found=known,
-                remedy="name the region with --reference-region, or give a --reference-mask",
+                expected=" or ".join(" + ".join(way) for way in _ways(region)),
+                found=name_regions(known) or "no table of regions",
+                remedy=f"did you mean '{near}'? {remedy}" if near else remedy,
             )
-        labels.update(label for part in parts for label in by_name[part])
+        labels.update(found)
     return tuple(sorted(labels))
 
 
 def _plain(name: str) -> str:
-    return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())

@@ -293,7 +293,7 @@ def test_a_region_that_no_subject_has_leaves_gaps(run: Path) -> None:
 
 
 def test_an_unknown_region_is_refused_before_any_work(run: Path) -> None:
-    with pytest.raises(ConfigError, match="'targt'; did you mean target"):
+    with pytest.raises(ConfigError, match="'targt'; did you mean 'target'"):
         ask_for(run, "targt", "reference")
     assert not (run / "evaluation").exists()
 

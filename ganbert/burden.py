@@ -17,7 +17,7 @@ from ganbert.errors import ConfigError, DatasetError
 from ganbert.scales import centiloid, suvr
 from ganbert.strict import nearest
 from ganbert.tables import Line
-from ganbert.tracers import get_tracer
+from ganbert.tracers import CentiloidScale, get_tracer
 
 BURDEN_KEYS = ("tracer", "reference", "method", "measure")
 TARGET_OPTION, REFERENCE_OPTION = "--target-regions", "--reference-regions"
@@ -35,6 +35,7 @@ class BurdenPlan:
     target, reference : names of the regions, as the dataset writes them
     target_labels, reference_labels : their labels in the segmentation
     source : where the choice comes from
+    is_standard : whether they are those of the tracer table, the only ones that Centiloid is for
     """
 
     tracer: str
@@ -43,6 +44,7 @@ class BurdenPlan:
     target_labels: tuple[int, ...]
     reference_labels: tuple[int, ...]
     source: str
+    is_standard: bool
 
 
 def plan_burden(
@@ -88,14 +90,15 @@ def plan_burden(
             remedy="take it out of one",
         )
     names = [tuple(dict.fromkeys(region_names[label] for label in side)) for side in sides]
-    is_own = [set(side) for side in sides] == [set(side) for side in own.values()]
+    is_standard = [set(side) for side in sides] == [set(side) for side in own.values()]
     return BurdenPlan(
         tracer=tracer,
         target=names[0],
         reference=names[1],
         target_labels=sides[0],
         reference_labels=sides[1],
-        source=composite.source if composite and is_own else _ASKED_FOR,
+        source=composite.source if composite and is_standard else _ASKED_FOR,
+        is_standard=is_standard,
     )
 
 
@@ -204,15 +207,15 @@ def burden_lines(
 
     Returns
     -------
-    `measure` is "suvr", and "centiloid" where the tracer has a line. burden_real, burden_fake and
-    bias (their difference) are in it; NaN where the burden is not known.
+    `measure` is "suvr", and "centiloid" where tracer and regions have a line. burden_real,
+    burden_fake and bias (their difference) are in it; NaN where the burden is not known.
     """
     counts: Line = {
         "frame": len(next(iter(references.values()))) - 1,
         "num_target_voxels": int(np.isin(labels, plan.target_labels).sum()),
         "num_reference_voxels": int(np.isin(labels, plan.reference_labels).sum()),
     }
-    scaled = get_tracer(plan.tracer).centiloid is not None
+    scaled = _scale(plan) is not None
     values = {name: composite_suvr(p, labels, plan) for name, p in {**pets, **references}.items()}
     for reference in references:
         for method in pets:
@@ -233,7 +236,7 @@ def describe_burden(plan: BurdenPlan, lines: Sequence[Line]) -> Line:
     ----------
     lines : of burden.tsv
     """
-    scale = get_tracer(plan.tracer).centiloid
+    scale = _scale(plan)
     return {
         "target_regions": list(plan.target),
         "reference_regions": list(plan.reference),
@@ -245,16 +248,22 @@ def describe_burden(plan: BurdenPlan, lines: Sequence[Line]) -> Line:
     }
 
 
+def _scale(plan: BurdenPlan) -> CentiloidScale | None:
+    """The line to Centiloid; None without one, or where it does not hold for the regions."""
+    return get_tracer(plan.tracer).centiloid if plan.is_standard else None
+
+
 def _centiloid_note(plan: BurdenPlan) -> str:
-    """Whose line it is and how far it holds; empty without one."""
+    """Whose line it is and how far it holds, or why there is none; empty without one."""
     row = get_tracer(plan.tracer)
     if row.centiloid is None:
         return ""
-    note = (
+    if not plan.is_standard:
+        return (
+            "No Centiloid: it is defined for the standard cortical composite over the "
+            f"{row.reference_region} alone (Klunk et al. 2015), and other regions were asked for."
+        )
+    return (
         f"Centiloid: line of {row.centiloid.source}; outside of that pipeline, as here, an "
-        "approximation"
+        "approximation."
     )
-    if plan.source == _ASKED_FOR:
-        # A slope to another reference region is another slope.
-        note += f", and none unless what was asked for is cortex over {row.reference_region}"
-    return f"{note}."

@@ -164,9 +164,12 @@ def test_a_region_without_a_voxel_leaves_a_gap() -> None:
 def test_lines_compare_suvr_and_centiloid() -> None:
     pets, references = {"ganbert": pet(2, 4, 9, 2, 2, 0)}, {"real": pet(2, 4, 9, 1, 3, 0)}
     references["truth"] = pet(3, 3, 9, 3, 3, 0)
-    chosen = plan(["frontal"], ["cerebellum"])
+    chosen = plan_burden("AV45", PHANTOM)
+    assert chosen is not None
+    # Frontal twice, insula (no part of the composite), both parts of the cerebellum.
+    labels = np.array([14, 14, 16, 3, 4, 0]).reshape(1, 1, 6)
     lines = list(
-        burden_lines({"subject": "01", "tracer": "AV45"}, pets, references, LABELS, chosen)
+        burden_lines({"subject": "01", "tracer": "AV45"}, pets, references, labels, chosen)
     )
     assert [(line["reference"], line["measure"]) for line in lines] == [
         ("real", "suvr"), ("real", "centiloid"), ("truth", "suvr"), ("truth", "centiloid"),
@@ -180,14 +183,31 @@ def test_lines_compare_suvr_and_centiloid() -> None:
     assert set(BURDEN_KEYS) <= suvr.keys()
     about = describe_burden(chosen, lines)
     assert about["centiloid_source"].startswith("Navitsky")
-    # With regions of the user's own it holds even less far.
-    assert about["centiloid_note"].endswith(
-        "unless what was asked for is cortex over whole cerebellum."
-    )
-    of_table = plan_burden("AV45", PHANTOM)
-    assert of_table is not None
-    assert describe_burden(of_table, lines)["centiloid_note"].endswith("an approximation.")
+    assert about["centiloid_note"].endswith("an approximation.")
     assert (about["num_subjects"], about["frame"]) == (1, 1)
+
+
+def test_regions_of_ones_own_have_no_centiloid_and_it_is_said_why() -> None:
+    images = {"ganbert": pet(2, 4, 9, 2, 2, 0)}
+    for regions in (
+        (["frontal"], None),
+        (None, ["pons"]),
+        (["frontal", "insula"], ["cerebellar_grey_matter"]),
+    ):
+        chosen = plan_burden("AV45", PHANTOM, *regions)
+        assert chosen is not None
+        lines = list(burden_lines({"subject": "01"}, images, images, LABELS, chosen))
+        assert [line["measure"] for line in lines] == ["suvr"]
+        about = describe_burden(chosen, lines)
+        assert about["centiloid_source"] is None
+        assert about["centiloid_note"].startswith("No Centiloid: it is defined for the standard")
+
+
+def test_to_ask_for_the_standard_regions_is_to_ask_for_nothing() -> None:
+    by_default = plan_burden("AV45", PHANTOM)
+    assert by_default is not None
+    assert plan_burden("AV45", PHANTOM, by_default.target, ["whole cerebellum"]) == by_default
+    assert by_default.is_standard
 
 
 def test_a_tracer_without_a_scale_has_suvr_alone() -> None:

@@ -15,6 +15,13 @@ from ganbert.tracers import REFERENCE_REGIONS
 
 _COLUMNS = ("index", "name")
 _UNKNOWN = ("", "n/a")
+# What tables call 0, which is no region: Background (BIDS), Unknown (FreeSurfer's table of colours,
+# MRtrix3), ??? (MRtrix3), Clear Label (ITK-SNAP), and like words. With any other name the table may
+# count from 0 and the image from 1.
+_BACKGROUND = (
+    *_UNKNOWN, "unknown", "background", "bg", "clear label", "unlabeled", "unlabelled", "none",
+    "???", "outside", "exterior",
+)  # fmt: skip
 _MAX_NAMES = 12
 
 
@@ -27,12 +34,13 @@ def read_region_names(file: Path) -> dict[int, str]:
 
     Returns
     -------
-    label -> name; without those whose name is "n/a"
+    label -> name; without 0, which is background, and those whose name is "n/a"
 
     Raises
     ------
     DatasetError
-        If it cannot be read, lacks a column, or an index is no whole number or stands there twice.
+        If it cannot be read, lacks a column, an index is negative, no whole number or stands there
+        twice, or 0 is the name of a region.
 
     Source
     ------
@@ -58,7 +66,7 @@ def read_region_names(file: Path) -> dict[int, str]:
                 remedy=remedy,
             )  # fmt: skip
         seen.add(index)
-        if name not in _UNKNOWN:
+        if index and name not in _UNKNOWN:
             names[index] = name
     return names
 
@@ -67,14 +75,24 @@ def _entry(file: Path, number: int, line: dict[str, str]) -> tuple[int, str]:
     # A short line has None in its last columns.
     index, name = ((line[column] or "").strip() for column in _COLUMNS)
     try:
-        return int(index), name
-    except ValueError as error:
+        label = int(index)
+    except ValueError:
+        label = -1
+    if label < 0:
         raise DatasetError(
             file,
-            expected=f"a whole number as index in line {number}",
+            expected=f"a whole number from 0 on as index in line {number}",
             found=repr(index),
             remedy="mend the table",
-        ) from error
+        )
+    if label == 0 and _plain(name) not in _BACKGROUND:
+        raise DatasetError(
+            file,
+            expected=f"0 to be background in line {number} (Background, Unknown, ...)",
+            found=repr(name),
+            remedy="check that table and image count from the same number, and mend the table",
+        )
+    return label, name
 
 
 def merge_region_names(files: Iterable[Path]) -> dict[int, str]:
@@ -83,21 +101,30 @@ def merge_region_names(files: Iterable[Path]) -> dict[int, str]:
     Raises
     ------
     DatasetError
-        If one is broken (see `read_region_names`), or two give a label two names.
+        If one is broken (see `read_region_names`), or two give a label two names. The one that is
+        named is of those that fewer tables agree with.
     """
-    merged: dict[int, str] = {}
-    first: dict[int, Path] = {}
+    by_label: dict[int, dict[str, list[Path]]] = {}
     for file in dict.fromkeys(files):
-        for index, name in read_region_names(file).items():
-            if merged.setdefault(index, name) != name:
-                raise DatasetError(
-                    file,
-                    expected=f"{index} to be {merged[index]!r}, as in {first[index].name}",
-                    found=repr(name),
-                    remedy="give all subjects one segmentation with one table",
-                )
-            first.setdefault(index, file)
-    return dict(sorted(merged.items()))
+        for label, name in read_region_names(file).items():
+            by_label.setdefault(label, {}).setdefault(name, []).append(file)
+    for label, by_name in by_label.items():
+        if len(by_name) > 1:
+            raise _contradiction(label, by_name)
+    return {label: next(iter(by_name)) for label, by_name in sorted(by_label.items())}
+
+
+def _contradiction(label: int, by_name: Mapping[str, Sequence[Path]]) -> DatasetError:
+    # The first stays first where as many say so.
+    (usual, agreeing), *others = sorted(by_name.items(), key=lambda item: -len(item[1]))
+    name, files = others[-1]
+    more = f" and {len(agreeing) - 1} more" if len(agreeing) > 1 else ""
+    return DatasetError(
+        files[0],
+        expected=f"{label} to be {usual!r}, as in {agreeing[0]}{more}",
+        found=repr(name),
+        remedy="give all subjects one segmentation with one table",
+    )
 
 
 def name_regions(names: Sequence[str]) -> str:

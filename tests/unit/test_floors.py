@@ -24,6 +24,7 @@ FLOORS = (
         "engine_config",
         "losses",
         "metrics",
+        "model_card",
         "ranks",
         "scales",
         "telemetry",

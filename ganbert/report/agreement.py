@@ -4,7 +4,6 @@ It stands on what `evaluate` wrote (summary.json and burden.tsv) and computes no
 over the sessions of a subject. A run from before these figures has none of it.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +14,16 @@ import numpy as np
 
 from ganbert.data.regions import name_regions
 from ganbert.report.charts import Drawing, draw_bland_altman
-from ganbert.report.run import REAL, SUMMARY_NAME, not_of_evaluate
+from ganbert.report.run import (
+    DAMAGES,
+    REAL,
+    SUMMARY_NAME,
+    not_of_evaluate,
+    read_evaluated,
+    read_lines,
+)
 from ganbert.report.scores import BASELINE, GANBERT, METHOD_NAMES, format_number
-from ganbert.tables import read_tsv
+from ganbert.run_folder import describe_damage
 
 BURDEN_NAME = "evaluation/burden.tsv"
 # Measure: (name for people, unit of its differences, decimals).
@@ -90,14 +96,14 @@ def read_subjects(run: Path, unit: str) -> Subjects | None:
     file = run / SUMMARY_NAME
     if not file.exists():
         return None
+    content = read_evaluated(file)
     try:
-        content = json.loads(file.read_text())
         regions = _lines(content.get("agreement") or [])
         burden = content.get("burden")
         of_burden = _lines(burden["agreement"]) if burden else []
         about, centiloid = _about(burden, of_burden) if burden else ("", "")
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise not_of_evaluate(file, error) from error
+    except DAMAGES as error:
+        raise not_of_evaluate(file, describe_damage(error)) from error
     if not regions and not burden:
         return None
     return Subjects(
@@ -220,14 +226,15 @@ def _plots(run: Path, lines: Sequence[AgreementLine]) -> list[Drawing]:
 def _pairs(file: Path, method: str, measure: str) -> np.ndarray:
     """Synthesised and real burden, (subjects, 2); the mean over the sessions of each."""
     wanted = (REAL, method, measure)
+
+    def pair(line: dict[str, str]) -> tuple[str, tuple[float, float]] | None:
+        texts = (line["burden_fake"], line["burden_real"])
+        keys = (line["reference"], line["method"], line["measure"])
+        if keys != wanted or "n/a" in texts:
+            return None
+        return line["subject"], (float(texts[0]), float(texts[1]))
+
     by_subject: dict[str, list[tuple[float, float]]] = {}
-    try:
-        for line in read_tsv(file):
-            texts = (line["burden_fake"], line["burden_real"])
-            keys = (line["reference"], line["method"], line["measure"])
-            if keys == wanted and "n/a" not in texts:
-                pair = (float(texts[0]), float(texts[1]))
-                by_subject.setdefault(line["subject"], []).append(pair)
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise not_of_evaluate(file, error) from error
+    for subject, values in filter(None, read_lines(file, pair)):
+        by_subject.setdefault(subject, []).append(values)
     return np.array([np.mean(pairs, axis=0) for pairs in by_subject.values()], np.float64)

@@ -1,21 +1,25 @@
 """The report: what it says about a run, and that its anatomy is the right way up."""
 
+import io
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from ganbert.data.volume import Volume
-from ganbert.errors import CheckpointError, DatasetError, OutputError
+from ganbert.errors import CheckpointError, DatasetError, GanbertError, OutputError
 from ganbert.metrics import summarise
 from ganbert.report import write_report
+from ganbert.report.agreement import read_subjects
 from ganbert.report.charts import running_mean, thin
 from ganbert.report.panels import PIXELS_PER_MM, choose_view, place_labels, round_up, sample_plane
 from ganbert.report.pictures import choose_images
@@ -23,8 +27,10 @@ from ganbert.report.run import (
     MetricRow,
     Summary,
     check_run,
+    compare_weights,
     read_log,
     read_metrics,
+    read_settings,
     read_summary,
 )
 from ganbert.report.scores import (
@@ -117,6 +123,43 @@ def test_sessions_of_a_subject_are_not_further_subjects(tmp_path: Path) -> None:
     assert dict(table.rows)["Mean of training PETs"][0].mean == "20.50"
 
 
+def evaluated_weights(run: Path, **of: Any) -> None:
+    file = run / "evaluation" / "summary.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | of))
+
+
+def test_an_evaluation_of_other_weights_is_not_shown_as_current(
+    tmp_path: Path, tiny_export: Path
+) -> None:
+    run = make_run(tmp_path)
+    (tmp_path / "prepared").rename(tmp_path / "moved")  # pictures take time
+    shutil.copytree(tiny_export, run / "export")
+    card = json.loads((run / "export" / "generator.json").read_text())
+    evaluated_weights(run, num_steps=1, weights_sha256=card["weights_sha256"])
+    said = io.StringIO()
+    assert "Out of date" not in write_report(run, console=Console(file=said)).read_text("utf-8")
+    assert said.getvalue() == ""
+    evaluated_weights(run, num_steps=200, weights_sha256="f" * 64)
+    page = write_report(run, console=Console(file=said, width=40)).read_text(encoding="utf-8")
+    text = "This evaluation is of other weights (step 200) than the run has now (step 1); " \
+           "run `ganbert evaluate RUN` again."  # fmt: skip
+    assert said.getvalue() == f"warning: {text}\n"
+    head, _, rest = page.partition("<h2>Numbers</h2>")
+    for part in (head, rest.partition("<h2>")[0]):
+        assert text in part
+
+
+def test_an_evaluation_that_does_not_say_its_weights_is_said_to(
+    tmp_path: Path, tiny_export: Path
+) -> None:
+    summary = summary_of(lines_with_gains(1, 2), tmp_path)
+    assert compare_weights(tmp_path, summary) == compare_weights(tmp_path, None) == ""
+    shutil.copytree(tiny_export, tmp_path / "export")
+    assert "does not say which weights it is of" in compare_weights(tmp_path, summary)
+    assert compare_weights(tmp_path, None) == ""
+
+
 def test_verdict_does_not_call_training_subjects_held_out(tmp_path: Path) -> None:
     summary = summary_of(lines_with_gains(1, 2, 3), tmp_path, split="train")
     assert "not held out" in judge(summary).sentence
@@ -184,6 +227,78 @@ def test_metrics_without_a_column_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "evaluation" / "metrics.tsv").write_text("subject\tsession\n01\tn/a\n")
     with pytest.raises(DatasetError, match="ganbert evaluate"):
         read_metrics(tmp_path)
+
+
+PARTS: dict[str, Callable[[Path], object]] = {
+    "run.json": read_settings,
+    "log.jsonl": read_log,
+    "evaluation/summary.json": read_summary,
+    "evaluation/metrics.tsv": read_metrics,
+    "evaluation/burden.tsv": lambda run: read_subjects(run, "SUVR"),
+    "export/generator.json": lambda run: compare_weights(run, read_summary(run)),
+}
+# Of Python, of its json, csv and numpy, and of pydantic.
+PYTHON_WORDS = re.compile(
+    r"Error|NoneType|Expecting|delimiter|line \d+ column|\bchar \d|codec|float\(|int\(|subscript"
+    r"|indices|dict|positional"
+)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory, tiny_export: Path) -> Path:
+    run = make_run(tmp_path_factory.mktemp("whole"), num_steps=4)
+    shutil.copytree(tiny_export, run / "export")
+    return run
+
+
+def complaint(file: Path, content: bytes, read: Callable[[], object]) -> str:
+    """What is said of a file with this content; "" if nothing. The file is put back."""
+    before = file.read_bytes()
+    file.write_bytes(content)
+    try:
+        read()
+    except GanbertError as error:
+        return str(error)
+    finally:
+        file.write_bytes(before)
+    return ""
+
+
+@pytest.mark.parametrize("name", PARTS)
+@given(data=st.data())
+@settings(max_examples=8, deadline=None)
+def test_a_torn_file_is_one_plain_line(name: str, whole_run: Path, data: st.DataObject) -> None:
+    file = whole_run / name
+    content = file.read_bytes()
+    cut = data.draw(st.integers(0, len(content) - 1))
+    junk = data.draw(st.sampled_from((b"", b"\0" * 8, b"\xff\xfe", b"[]", b"{}", b"\n")))
+    text = complaint(file, content[:cut] + junk, lambda: PARTS[name](whole_run))
+    # A log or a table that ends earlier is whole.
+    assert text or file.suffix != ".json"
+    assert not text or text.startswith(f"{file}: expected ")
+    assert not PYTHON_WORDS.search(text.removeprefix(f"{file}"))
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("results", 3), ("data_range", [1]), ("agreement", [[1]]), ("agreement", 1), ("burden", "x"),
+     ("results", [{"mean": "x"}]), ("burden", {"agreement": [None]})],
+)  # fmt: skip
+def test_values_of_another_kind_are_one_plain_line(
+    key: str, value: object, whole_run: Path
+) -> None:
+    file = whole_run / "evaluation" / "summary.json"
+    content = json.dumps(json.loads(file.read_text()) | {key: value}).encode()
+
+    def read() -> None:
+        read_summary(whole_run)
+        read_subjects(whole_run, "SUVR")
+
+    text = complaint(file, content, read)
+    assert text.startswith(f"{file}: expected ")
+    assert text.endswith("; run `ganbert evaluate` again")
+    assert not PYTHON_WORDS.search(text.removeprefix(f"{file}"))
 
 
 @pytest.mark.parametrize("make", [lambda p: p / "none", lambda p: p])

@@ -45,7 +45,7 @@ from ganbert.metrics import (
     summarise,
 )
 from ganbert.predict import Predictor, load_predictor
-from ganbert.run_folder import read_description
+from ganbert.run_folder import name_method, read_description
 from ganbert.score_table import MASKS, show_burden, show_scores
 from ganbert.tables import Line, finite, write_tsv
 
@@ -243,9 +243,12 @@ class _Judge:
             )
 
 
-def _about(split: str, rows: Sequence[Row], card: ModelCard, index_sha256: str) -> Line:
+def _about(
+    method_name: str, split: str, rows: Sequence[Row], card: ModelCard, index_sha256: str
+) -> Line:
     return {
         "ganbert_version": __version__,
+        "method_name": method_name,
         "split": split,
         "tracer": card.tracer,
         "unit": card.unit,
@@ -287,6 +290,7 @@ def evaluate(
     RUN/evaluation. metrics.tsv has one line per image, method, mask and reference ("real", or
     "truth" where the dataset has it); agreement.tsv has one over all subjects per region, frame,
     method and reference, burden_agreement.tsv per measure (SUVR, Centiloid), method and reference.
+    Whatever the run has trained is the method "ganbert" in all files; summary.json has its name.
 
     Raises
     ------
@@ -317,13 +321,14 @@ def evaluate(
         (partial / "pet_fake").mkdir()
         for row in track(rows, description="evaluate", console=Console(stderr=True)):
             judge.judge(row, partial / "pet_fake", findings)
-        about = _about(split, rows, card, index_sha256)
+        ours = name_method(read_description(run))
+        about = _about(ours, split, rows, card, index_sha256)
         summary = summarise(findings.metrics, (*METRICS, *IMAGE_FIGURES))
         burden = _burden(plan, findings)
         _write(partial, findings, summary, about, burden)
     show_scores(summary, about, console)
     if burden:
-        show_burden(burden, burden["agreement"], console)
+        show_burden(burden, burden["agreement"], ours, console)
     else:
         why = "no evaluated subject has region labels" if plan else None
         why = why or why_left_out(card.tracer, index.region_names)

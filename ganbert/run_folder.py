@@ -15,6 +15,13 @@ DESCRIPTION_NAME = "run.json"
 EXPORT_NAME = "export"
 CARD_NAME = "generator.json"
 WEIGHTS_NAME = "generator.safetensors"
+# What a run trains, by its discriminator. Files of `evaluate` call all of them "ganbert".
+_METHOD_NAMES = {
+    "bert": "GANBERT",
+    "bert_patchgan": "GANBERT with CNN-D",
+    "patchgan": "pix2pix (PatchGAN)",
+    "none": "L1 alone",
+}
 _EXPECTED = "the description of a run"
 _REMEDY = "give the output folder of `ganbert train`, or restore the file"
 # What the readers of a description rely on; a dot leads into a section.
@@ -48,6 +55,23 @@ def read_description(run: Path) -> dict[str, Any]:
         found = f"one without {', '.join(missing)}"
         raise CheckpointError(file, expected=_EXPECTED, found=found, remedy=_REMEDY)
     return content
+
+
+def discriminator_kind(description: dict[str, Any]) -> str:
+    """Kind of a run's discriminator, by its description; "" where that is missing."""
+    try:
+        return str(description["recipe"]["run"]["discriminator"]["kind"])
+    except (KeyError, TypeError):
+        return ""
+
+
+def name_method(description: dict[str, Any]) -> str:
+    """Return what people call the method that a run trains.
+
+    >>> name_method({"recipe": {"run": {"discriminator": {"kind": "none"}}}})
+    'L1 alone'
+    """
+    return _METHOD_NAMES.get(discriminator_kind(description), "The generator")
 
 
 def _has(content: dict[str, Any], name: str) -> bool:

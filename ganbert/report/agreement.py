@@ -22,14 +22,14 @@ from ganbert.report.run import (
     read_evaluated,
     read_lines,
 )
-from ganbert.report.scores import BASELINE, GANBERT, METHOD_NAMES, format_number
+from ganbert.report.scores import BASELINE, OURS, format_number, name_methods
 from ganbert.run_folder import describe_damage
 
 BURDEN_NAME = "evaluation/burden.tsv"
 # Measure: (name for people, unit of its differences, decimals).
 _MEASURES = {"suvr": ("SUVR", "SUVR", 3), "centiloid": ("Centiloid", "CL", 1)}
 _FIGURES = ("bias", "lower_limit", "upper_limit", "pearson", "concordance")
-_METHODS = (GANBERT, BASELINE)
+_METHODS = (OURS, BASELINE)
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,13 @@ class Subjects:
     centiloid: str
 
 
-def read_subjects(run: Path, unit: str) -> Subjects | None:
+def read_subjects(run: Path, unit: str, ours: str) -> Subjects | None:
     """Read what `evaluate` found over subjects; None if it found nothing of the kind.
 
     Parameters
     ----------
     unit : of the PET
+    ours : name of the run's method
 
     Raises
     ------
@@ -107,9 +108,9 @@ def read_subjects(run: Path, unit: str) -> Subjects | None:
     if not regions and not burden:
         return None
     return Subjects(
-        regions=_region_table(regions, unit),
-        burden=_burden_table(of_burden),
-        plots=_plots(run, of_burden),
+        regions=_region_table(regions, unit, ours),
+        burden=_burden_table(of_burden, ours),
+        plots=_plots(run, of_burden, ours),
         about=about,
         centiloid=centiloid,
     )
@@ -169,30 +170,30 @@ def _heads(unit: str) -> list[str]:
     return [f"Bias{suffix}", f"Limits of agreement{suffix}", "Pearson", "Lin"]
 
 
-def _region_table(lines: Sequence[AgreementLine], unit: str) -> AgreementTable | None:
-    ours = [line for line in lines if line.keys["method"] == GANBERT]
-    last = max((line.keys["frame"] for line in ours), default=0)
+def _region_table(lines: Sequence[AgreementLine], unit: str, ours: str) -> AgreementTable | None:
+    own = [line for line in lines if line.keys["method"] == OURS]
+    last = max((line.keys["frame"] for line in own), default=0)
     rows = []
-    for line in ours:
+    for line in own:
         if line.keys["frame"] == last:
             name, region = str(line.keys.get("name", "n/a")), line.keys["region"]
             rows.append((f"region {region}" if name == "n/a" else name, _figures(line, 3)))
-    label = f"Agreement of regional means, GANBERT, frame {int(last) + 1}"
+    label = f"Agreement of regional means, {ours}, frame {int(last) + 1}"
     return AgreementTable(label, _heads(unit), rows) if rows else None
 
 
-def _burden_table(lines: Sequence[AgreementLine]) -> AgreementTable | None:
-    rows = []
+def _burden_table(lines: Sequence[AgreementLine], ours: str) -> AgreementTable | None:
+    rows, names = [], name_methods(ours)
     for measure, (name, unit, decimals) in _MEASURES.items():
         for line in lines:
             if line.keys["measure"] == measure:
-                method = METHOD_NAMES.get(line.keys["method"], line.keys["method"])
+                method = names.get(line.keys["method"], line.keys["method"])
                 what = f"{method}, {name}" + (f" ({unit})" if unit != name else "")
                 rows.append((what, _figures(line, decimals)))
     return AgreementTable("Agreement of the burden", _heads(""), rows) if rows else None
 
 
-def _plots(run: Path, lines: Sequence[AgreementLine]) -> list[Drawing]:
+def _plots(run: Path, lines: Sequence[AgreementLine], ours: str) -> list[Drawing]:
     """Draw the last measure that there is (Centiloid before SUVR), one plot a method."""
     measures = {line.keys["measure"] for line in lines}
     measure = next((name for name in reversed(_MEASURES) if name in measures), "")
@@ -200,7 +201,7 @@ def _plots(run: Path, lines: Sequence[AgreementLine]) -> list[Drawing]:
     if not measure or not file.exists():
         return []
     name, unit, decimals = _MEASURES[measure]
-    drawn = []
+    drawn, names = [], name_methods(ours)
     for line in lines:
         method = line.keys["method"]
         if line.keys["measure"] != measure or method not in _METHODS:
@@ -209,10 +210,10 @@ def _plots(run: Path, lines: Sequence[AgreementLine]) -> list[Drawing]:
         if not len(pairs):
             continue
         lower, bias, upper = (line.values[k] for k in ("lower_limit", "bias", "upper_limit"))
-        title = f"Burden ({name}): {METHOD_NAMES[method]}"
+        title = f"Burden ({name}): {names[method]}"
         low, middle, high = (format_number(v, decimals, signed=True) for v in (lower, bias, upper))
         text = (
-            f"Bland-Altman plot of the {name} burden, {METHOD_NAMES[method]} against the real PET, "
+            f"Bland-Altman plot of the {name} burden, {names[method]} against the real PET, "
             f"{len(pairs)} subjects: bias {middle} {unit}, limits of agreement {low} to {high}"
         )
         svg = draw_bland_altman(

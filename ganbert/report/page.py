@@ -39,6 +39,7 @@ from ganbert.report.scores import (
     score_tiles,
     training_tiles,
 )
+from ganbert.run_folder import discriminator_kind, name_method
 
 REPORT_NAME = "report.html"
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -93,9 +94,9 @@ def _render(run: Path, data: Path | None, summary: Summary | None, stale: str) -
     if data is None and "data" in settings:
         data = Path(settings["data"])
     headline = headline_rows(read_metrics(run), summary.headline_mask if summary else "")
-    unit = summary.unit if summary else ""
+    unit, ours = summary.unit if summary else "", name_method(settings)
     # Before the pictures, which take time: what is torn shows at once.
-    agreement = read_subjects(run, unit)
+    agreement = read_subjects(run, unit, ours)
     subjects = name_subjects(len({r.subject for r in headline}), summary.split if summary else "")
     pictures, missing = _try_pictures(run, data, headline)
     environment = Environment(
@@ -109,11 +110,12 @@ def _render(run: Path, data: Path | None, summary: Summary | None, stale: str) -
     return environment.get_template("report.html.j2").render(
         name=run.resolve().name,
         tracer=settings.get("tracer", ""),
-        verdict=judge(summary),
+        verdict=judge(summary, ours),
         stale=stale,
         tiles=score_tiles(summary) + training_tiles(log),
-        tables=make_tables(summary),
-        by_subject=draw_subjects(headline, unit),
+        tables=make_tables(summary, ours),
+        by_subject=draw_subjects(headline, unit, ours),
+        kind=discriminator_kind(settings),
         subjects=subjects,
         agreement=agreement,
         pictures=pictures,
@@ -148,7 +150,8 @@ def _without_folders(error: GanbertError) -> str:
 
 def _facts(settings: dict[str, Any]) -> list[tuple[str, str]]:
     shown = settings | ({"data": Path(settings["data"]).name} if "data" in settings else {})
-    facts = [(name, str(shown[key])) for key, name in _FACTS.items() if key in shown]
+    facts = [("Method", name_method(settings))] if discriminator_kind(settings) else []
+    facts += [(name, str(shown[key])) for key, name in _FACTS.items() if key in shown]
     versions = settings.get("versions")
     if isinstance(versions, dict):
         facts.append(("Packages", ", ".join(f"{name} {value}" for name, value in versions.items())))

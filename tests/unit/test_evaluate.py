@@ -346,8 +346,35 @@ def test_the_table_shows_the_methods_and_the_range(run: Path) -> None:
     console = Console(file=io.StringIO(), width=120)
     evaluate(run, console=console)
     text = console.file.getvalue()
-    for word in ("ganbert - mean", "training mean", "zero", "0 to 3 SUVR", "window 9"):
+    for word in ("GANBERT", "training mean", "zero", "difference", "0 to 3 SUVR", "window 9"):
         assert word in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("none", "L1 alone"),
+        ("patchgan", "pix2pix (PatchGAN)"),
+        ("bert_patchgan", "GANBERT with CNN-D"),
+    ],
+)
+def test_the_tables_call_the_run_what_it_is_and_the_files_as_ever(
+    kind: str, name: str, run: Path
+) -> None:
+    rename_regions(run, STANDARD)
+    description = json.loads((run / "run.json").read_text())
+    description["recipe"]["run"]["discriminator"]["kind"] = kind
+    (run / "run.json").write_text(json.dumps(description))
+    console = Console(file=io.StringIO(), width=80)
+    folder = evaluate(run, console=console)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\u2026" not in text
+    assert text.replace("\n", " ").count(name.partition(" ")[0]) == 3 + 2
+    assert json.loads((folder / "summary.json").read_text())["method_name"] == name
+    for table in ("metrics", "summary", "regions", "agreement", "burden", "burden_agreement"):
+        methods = {line["method"] for line in read_tsv(folder / f"{table}.tsv")}
+        assert {"ganbert", "mean_of_training"} <= methods
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -42,6 +42,8 @@ from ganbert.report.scores import (
 )
 from tests.synthetic_run import HOT_SPOT_MM, PET_GRID, ellipsoid, grid_affine, make_run
 
+OURS = "GANBERT"
+
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -89,17 +91,17 @@ def summary_of(lines: list[dict[str, Any]], tmp_path: Path, split: str = "test")
     ],
 )
 def test_verdict_is_honest(gains: tuple[float, ...], tone: str, tmp_path: Path) -> None:
-    assert judge(summary_of(lines_with_gains(*gains), tmp_path)).tone == tone
+    assert judge(summary_of(lines_with_gains(*gains), tmp_path), OURS).tone == tone
 
 
 def test_verdict_without_an_evaluation_is_none() -> None:
-    assert judge(None).tone == "none"
-    assert score_tiles(None) == make_tables(None) == []
+    assert judge(None, OURS).tone == "none"
+    assert score_tiles(None) == make_tables(None, OURS) == []
 
 
 def test_verdict_states_the_paired_interval(tmp_path: Path) -> None:
     # Gains 1, 2, 3: mean 2, standard error 1 / sqrt(3), t(0.975, 2) = 4.3027, half width 2.484.
-    sentence = judge(summary_of(lines_with_gains(1, 2, 3), tmp_path)).sentence
+    sentence = judge(summary_of(lines_with_gains(1, 2, 3), tmp_path), OURS).sentence
     assert "3 held-out subjects" in sentence
     assert "+2.00 dB, 95% confidence interval \u22120.48 to +4.48 dB" in sentence
 
@@ -109,7 +111,7 @@ def test_sessions_of_a_subject_are_not_further_subjects(tmp_path: Path) -> None:
     # subjects: mean 2, standard error 1, t(0.975, 1) = 12.706. Over images it would be 5 / 3.
     lines = lines_with_gains(0, 3) + lines_with_gains(2)
     summary = summary_of(lines, tmp_path)
-    verdict = judge(summary)
+    verdict = judge(summary, OURS)
     assert verdict.tone == "unclear"
     assert "On 2 held-out subjects" in verdict.sentence
     assert "+2.00 dB, 95% confidence interval \u221210.71 to +14.71 dB" in verdict.sentence
@@ -117,7 +119,7 @@ def test_sessions_of_a_subject_are_not_further_subjects(tmp_path: Path) -> None:
     assert [(tile.value, tile.unit) for tile in score_tiles(summary)] == [
         ("22.50", "dB"), ("0.900", ""), ("+2.00", "dB"), ("2", ""),
     ]  # fmt: skip
-    table = make_tables(summary)[0]
+    table = make_tables(summary, OURS)[0]
     assert table.subjects == "2 held-out subjects"
     assert dict(table.rows)["GANBERT"][0].mean == "22.50"
     assert dict(table.rows)["Mean of training PETs"][0].mean == "20.50"
@@ -162,7 +164,7 @@ def test_an_evaluation_that_does_not_say_its_weights_is_said_to(
 
 def test_verdict_does_not_call_training_subjects_held_out(tmp_path: Path) -> None:
     summary = summary_of(lines_with_gains(1, 2, 3), tmp_path, split="train")
-    assert "not held out" in judge(summary).sentence
+    assert "not held out" in judge(summary, OURS).sentence
 
 
 def test_headline_prefers_the_head_mask(tmp_path: Path) -> None:
@@ -200,7 +202,7 @@ def test_best_median_and_worst_are_chosen_by_psnr() -> None:
 def test_table_marks_the_best_mean_in_both_directions(tmp_path: Path) -> None:
     lines = lines_with_gains(1, 1)
     lines[1]["rmse"] = 0.01
-    table = make_tables(summary_of(lines, tmp_path))[0]
+    table = make_tables(summary_of(lines, tmp_path), OURS)[0]
     best = {name: [cell.is_best for cell in cells] for name, cells in table.rows}
     assert best["GANBERT"][0]
     assert best["Mean of training PETs"][2]
@@ -234,7 +236,7 @@ PARTS: dict[str, Callable[[Path], object]] = {
     "log.jsonl": read_log,
     "evaluation/summary.json": read_summary,
     "evaluation/metrics.tsv": read_metrics,
-    "evaluation/burden.tsv": lambda run: read_subjects(run, "SUVR"),
+    "evaluation/burden.tsv": lambda run: read_subjects(run, "SUVR", OURS),
     "export/generator.json": lambda run: compare_weights(run, read_summary(run)),
 }
 # Of Python, of its json, csv and numpy, and of pydantic.
@@ -293,7 +295,7 @@ def test_values_of_another_kind_are_one_plain_line(
 
     def read() -> None:
         read_summary(whole_run)
-        read_subjects(whole_run, "SUVR")
+        read_subjects(whole_run, "SUVR", OURS)
 
     text = complaint(file, content, read)
     assert text.startswith(f"{file}: expected ")
@@ -361,11 +363,40 @@ def test_curves_are_thinned_and_smoothed_without_bias(size: int, width: int) -> 
 def test_page_has_every_part(page: str) -> None:
     for text in ("GANBERT has a higher PSNR than the mean", "research only", "PSNR, dB",
                  "0 to 3 SUVR", "neurological convention", "Frame 1: 50\u201355 min", "log axis",
-                 "NSP accuracy", "deepspeed --num_gpus 2", "arXiv:2008.04393"):  # fmt: skip
+                 "BERT (NSP) tells real from", "deepspeed --num_gpus 2",
+                 "arXiv:2008.04393"):  # fmt: skip
         assert text in page
     # Three subjects, four columns, two frames but for the MRI, and a colour bar each.
     assert page.count("<img") == 3 * (1 + 3 * 2) + 3 * 4
     assert "Missing:" not in page
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "method"),
+    [
+        ("none", "L1 alone", "It has no adversary"),
+        ("patchgan", "pix2pix (PatchGAN)", "Its adversary is a conditional 3D PatchGAN"),
+        ("bert_patchgan", "GANBERT with CNN-D", "Beside BERT a CNN"),
+    ],
+)
+def test_a_run_is_called_what_it_is(kind: str, name: str, method: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (tmp_path / "prepared").rename(tmp_path / "moved")  # pictures take time
+    content = json.loads((run / "run.json").read_text())
+    content["recipe"]["run"]["discriminator"]["kind"] = kind
+    (run / "run.json").write_text(json.dumps(content))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert f"{name} has a higher PSNR than the mean of the training PETs" in page
+    assert f"held-out subjects, {name} reaches a PSNR" in page
+    assert f'<th scope="row">{name}</th>' in page
+    assert f'<th scope="row">{name}, Centiloid (CL)</th>' in page
+    assert f"{name} is better than the mean of the training PETs in 4" in page
+    assert f"Agreement of regional means, {name}, frame 2" in page
+    assert method in page
+    # What is left is the name of the software and of the paper.
+    if "GANBERT" not in name:
+        text = re.sub(r"GANBERT (run report|report|version|0\.|: Gen)|<cite>.*?</cite>", "", page)
+        assert "GANBERT" not in text
 
 
 def section(page: str, heading: str) -> str:

@@ -22,7 +22,7 @@ from ganbert.report.run import (
     read_evaluated,
     read_lines,
 )
-from ganbert.report.scores import BASELINE, OURS, format_number, name_methods
+from ganbert.report.scores import BASELINE, OURS, Agreement, format_number, name_methods
 from ganbert.run_folder import describe_damage
 
 BURDEN_NAME = "evaluation/burden.tsv"
@@ -72,6 +72,7 @@ class Subjects:
     plots : Bland-Altman plots of the burden
     about : which regions make the burden, in which frame, of how many subjects
     centiloid : whose line to Centiloid, and how far it holds
+    suvr : method -> figures of the burden's agreement in SUVR
     """
 
     regions: AgreementTable | None
@@ -79,6 +80,7 @@ class Subjects:
     plots: list[Drawing]
     about: str
     centiloid: str
+    suvr: Agreement
 
 
 def read_subjects(run: Path, unit: str, ours: str) -> Subjects | None:
@@ -113,6 +115,11 @@ def read_subjects(run: Path, unit: str, ours: str) -> Subjects | None:
         plots=_plots(run, of_burden, ours),
         about=about,
         centiloid=centiloid,
+        suvr={
+            str(line.keys["method"]): line.values
+            for line in of_burden
+            if line.keys["measure"] == "suvr"
+        },
     )
 
 

@@ -110,7 +110,7 @@ def _render(run: Path, data: Path | None, summary: Summary | None, stale: str) -
     return environment.get_template("report.html.j2").render(
         name=run.resolve().name,
         tracer=settings.get("tracer", ""),
-        verdict=judge(summary, ours),
+        verdict=judge(summary, ours, agreement.suvr if agreement else None),
         stale=stale,
         tiles=score_tiles(summary) + training_tiles(log),
         tables=make_tables(summary, ours),

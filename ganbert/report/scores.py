@@ -2,10 +2,13 @@
 
 The verdict is about the difference between the run's method and the mean of the training PETs,
 paired over held-out subjects, and it says so when the method loses or when the interval does not
-exclude zero. Means and intervals are those of `evaluate`; nothing is averaged here.
+exclude zero. Beside the PSNR it says how the burden agrees, where there is one: a PET may be near
+in every voxel and carry nothing of what it was made for. Means and intervals are those of
+`evaluate`; nothing is averaged here.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +18,8 @@ from ganbert.report.run import REAL, MetricRow, Score, Summary, TrainingLog
 
 # As `evaluate` calls the run's method in its files, whatever it has trained.
 OURS, BASELINE = "ganbert", "mean_of_training"
+# Method -> figures over subjects and their bounds, see `ganbert.agreement.agreement_lines`.
+Agreement = Mapping[str, Mapping[str, float]]
 _OTHERS = {BASELINE: "Mean of training PETs", "zero": "Zero (empty image)"}
 MASK_NAMES = {"fov": "whole field of view", "head": "head only"}
 REFERENCE_NAMES = {REAL: "the real PET", "truth": "the phantom's noise-free truth"}
@@ -92,12 +97,19 @@ def name_methods(ours: str) -> dict[str, str]:
     return {OURS: ours, **_OTHERS}
 
 
-def judge(summary: Summary | None, ours: str) -> Verdict:
+def judge(summary: Summary | None, ours: str, burden: Agreement | None = None) -> Verdict:
     """Compare the run's method with the mean of the training PETs, subject by subject.
 
     Parameters
     ----------
     ours : name of the run's method
+    burden : method -> its agreement with the real PET in SUVR of the composite, if there is one
+
+    Returns
+    -------
+    Verdict
+        "better" only if PSNR is, and Lin's concordance of the burden is not within its interval of
+        zero.
     """
     own, baseline, gain = (
         summary.headline(method, "psnr") if summary else None for method in (OURS, BASELINE, GAIN)
@@ -114,17 +126,56 @@ def judge(summary: Summary | None, ours: str) -> Verdict:
         f"{format_number(gain.mean, 2, signed=True)} dB"
     )
     if math.isnan(gain.low):
-        return Verdict("unclear", "No confidence interval: too few subjects", f"{sentence}.")
-    low, high = (format_number(v, 2, signed=True) for v in (gain.low, gain.high))
-    sentence += f", 95% confidence interval {low} to {high} dB."
+        tone, text, sentence = "unclear", "No confidence interval: too few subjects", f"{sentence}."
+    else:
+        low, high = (format_number(v, 2, signed=True) for v in (gain.low, gain.high))
+        sentence += f", 95% confidence interval {low} to {high} dB."
+        tone, text = _compare_psnr(gain, ours)
+    if burden and OURS in burden:
+        text += f"; {_burden_clause(burden[OURS])}"
+        sentence += _burden_sentence(burden)
+        if burden[OURS]["concordance_low"] <= 0 and tone == "better":
+            tone = "unclear"
+    return Verdict(tone, text, sentence)
+
+
+def _compare_psnr(gain: Interval, ours: str) -> tuple[str, str]:
+    """Tone and headline."""
     if gain.low > 0:
-        text = f"{ours} has a higher PSNR than the mean of the training PETs"
-        return Verdict("better", text, sentence)
+        return "better", f"{ours} has a higher PSNR than the mean of the training PETs"
     if gain.high < 0:
-        text = f"{ours} has a lower PSNR than the mean of the training PETs"
-        return Verdict("worse", text, sentence)
+        return "worse", f"{ours} has a lower PSNR than the mean of the training PETs"
     text = f"The PSNR of {ours} cannot be told from that of the mean of the training PETs"
-    return Verdict("unclear", text, sentence)
+    return "unclear", text
+
+
+def _burden_clause(figures: Mapping[str, float]) -> str:
+    if math.isnan(figures["bias"]):
+        return "no subject has a burden (SUVR of the composite)"
+    bias = format_number(figures["bias"], 3, signed=True)
+    lin = format_number(figures["concordance"], 2)
+    return f"burden (SUVR of the composite): bias {bias}, Lin's concordance {lin}"
+
+
+def _burden_sentence(burden: Agreement) -> str:
+    """Intervals, and how the mean of the training PETs does."""
+
+    def text(name: str, decimals: int, *, signed: bool = False) -> str:
+        value, low, high = (
+            format_number(burden[OURS][f"{name}{end}"], decimals, signed=signed)
+            for end in ("", "_low", "_high")
+        )
+        return value if low == "n/a" else f"{value} [{low}, {high}]"
+
+    if math.isnan(burden[OURS]["bias"]):
+        return ""
+    sentence = f" Burden: bias {text('bias', 3, signed=True)} SUVR, "
+    sentence += f"Lin's concordance with the real PET {text('concordance', 2)}"
+    if BASELINE in burden:
+        bias = format_number(burden[BASELINE]["bias"], 3, signed=True)
+        lin = format_number(burden[BASELINE]["concordance"], 2)
+        sentence += f"; of the mean of the training PETs {bias} and {lin}"
+    return f"{sentence}."
 
 
 def name_subjects(number: int, split: str) -> str:

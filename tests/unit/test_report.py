@@ -106,6 +106,38 @@ def test_verdict_states_the_paired_interval(tmp_path: Path) -> None:
     assert "+2.00 dB, 95% confidence interval \u22120.48 to +4.48 dB" in sentence
 
 
+def burden(bias: float, lin: float, *interval: float) -> dict[str, dict[str, float]]:
+    low, high = interval or (math.nan, math.nan)
+    figures = {"bias": bias, "bias_low": bias - 0.1, "bias_high": bias + 0.1, "concordance": lin,
+               "concordance_low": low, "concordance_high": high}  # fmt: skip
+    return {"ganbert": figures, "mean_of_training": figures | {"bias": 0.01, "concordance": 0.67}}
+
+
+def test_a_higher_psnr_without_a_burden_is_not_called_better(tmp_path: Path) -> None:
+    summary = summary_of(lines_with_gains(2.0, 2.2, 1.8), tmp_path)
+    verdict = judge(summary, OURS, burden(-0.248, 0.02, -0.11, 0.14))
+    assert verdict.tone == "unclear"
+    assert verdict.headline == (
+        "GANBERT has a higher PSNR than the mean of the training PETs; burden (SUVR of the "
+        "composite): bias \u22120.248, Lin's concordance 0.02"
+    )
+    assert verdict.sentence.endswith(
+        " Burden: bias \u22120.248 [\u22120.348, \u22120.148] SUVR, Lin's concordance with the "
+        "real PET 0.02 [\u22120.11, 0.14]; of the mean of the training PETs +0.010 and 0.67."
+    )
+    assert judge(summary, OURS, burden(0.0, 0.9, 0.8, 0.95)).tone == "better"
+
+
+def test_a_burden_of_too_few_subjects_is_said_to_be(tmp_path: Path) -> None:
+    summary = summary_of(lines_with_gains(2.0), tmp_path)
+    verdict = judge(summary, OURS, burden(-0.1, math.nan))
+    assert verdict.headline.startswith("No confidence interval: too few subjects; burden")
+    assert verdict.headline.endswith("Lin's concordance n/a")
+    assert judge(summary, OURS, burden(math.nan, math.nan)).headline.endswith(
+        "; no subject has a burden (SUVR of the composite)"
+    )
+
+
 def test_sessions_of_a_subject_are_not_further_subjects(tmp_path: Path) -> None:
     # Subject 00 has gains 0 and 2 in two sessions, mean 1; subject 01 has a gain of 3. Over
     # subjects: mean 2, standard error 1, t(0.975, 1) = 12.706. Over images it would be 5 / 3.
@@ -361,7 +393,8 @@ def test_curves_are_thinned_and_smoothed_without_bias(size: int, width: int) -> 
 
 
 def test_page_has_every_part(page: str) -> None:
-    for text in ("GANBERT has a higher PSNR than the mean", "research only", "PSNR, dB",
+    for text in ("GANBERT has a higher PSNR than the mean", "Lin&#39;s concordance 0.93",
+                 "research only", "PSNR, dB",
                  "0 to 3 SUVR", "neurological convention", "Frame 1: 50\u201355 min", "log axis",
                  "BERT (NSP) tells real from", "deepspeed --num_gpus 2",
                  "arXiv:2008.04393"):  # fmt: skip

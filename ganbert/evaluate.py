@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ganbert import __version__
-from ganbert.agreement import IMAGE_FIGURES, agreement_lines, image_agreement
+from ganbert.agreement import IMAGE_FIGURES, SHARES, agreement_lines, image_agreement
 from ganbert.atomic import replacing_folder
 from ganbert.burden import (
     BURDEN_KEYS,
@@ -256,7 +256,7 @@ def _about(
         "num_images": len(rows),
         "data_range": list(card.data_range),
         "ssim_window": ssim_window(card.pet_grid.shape),
-        "interval": "95 %, Student's t over subjects",
+        "interval": f"95 %, Student's t over subjects; {', '.join(SHARES)}: of the logit",
         "num_steps": card.num_steps,
         "index_sha256": index_sha256,
         "weights_sha256": card.weights_sha256,
@@ -323,7 +323,7 @@ def evaluate(
             judge.judge(row, partial / "pet_fake", findings)
         ours = name_method(read_description(run))
         about = _about(ours, split, rows, card, index_sha256)
-        summary = summarise(findings.metrics, (*METRICS, *IMAGE_FIGURES))
+        summary = summarise(findings.metrics, (*METRICS, *IMAGE_FIGURES), SHARES)
         burden = _burden(plan, findings)
         _write(partial, findings, summary, about, burden)
     show_scores(summary, about, console)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from ganbert.agreement import IMAGE_FIGURES
+from ganbert.agreement import IMAGE_FIGURES, SHARES
 from ganbert.data.regions import name_regions
 from ganbert.metrics import GAIN, METRICS
 from ganbert.tables import Line
@@ -37,7 +37,7 @@ def _names(ours: str) -> dict[str, str]:
 
 
 def _cell(line: Line) -> str:
-    """Mean and half the interval, which is symmetric."""
+    """Mean and half the interval, or its ends where it is not symmetric."""
     decimals, half_decimals = {
         "psnr": (".2f", ".2f"), "ssim": (".3f", ".3f"), "top_recall": (".3f", ".3f"),
     }.get(line["metric"], (".3g", ".2g"))  # fmt: skip
@@ -46,6 +46,8 @@ def _cell(line: Line) -> str:
     mean = format(line["mean"], decimals)
     if not math.isfinite(line["high"]):
         return mean
+    if line["metric"] in SHARES and line["method"] != GAIN:
+        return f"{mean} [{line['low']:{decimals}}, {line['high']:{decimals}}]"
     return f"{mean} \u00b1 {line['high'] - line['mean']:{half_decimals}}"
 
 
@@ -98,7 +100,8 @@ def show_scores(summary: Sequence[Line], about: Line, console: Console) -> None:
     console.print(figures)
     _explain(
         "Wasserstein-1: distance between the distributions, lower is better. Recall: share of "
-        "the real PET's highest 1 % of voxels that are the synthesised PET's highest, too.",
+        "the real PET's highest 1 % of voxels that are the synthesised PET's highest, too; in "
+        "brackets its 95 % interval, which stays within 0 and 1.",
         console,
     )
 

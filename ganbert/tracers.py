@@ -82,6 +82,12 @@ def _sides(*names: str) -> tuple[str, ...]:
 
 # FreeSurfer's and FastSurfer's aparc+aseg. frontalpole, temporalpole and bankssts are never asked
 # for: FastSurfer (DKT atlas) has none of them.
+#
+# What the composites were checked against: that of AV45 is what public code for ADNI's florbetapir
+# data takes (FreeSurfer's labels of frontal, cingulate, parietal and temporal cortex), but for the
+# frontal pole. That of AV1451 has the six regions that SIMEXP/ad_sz ascribes to Jack et al. 2017;
+# ADNI's own META_TEMPORAL has five, without the parahippocampal gyrus. That of FDG was not checked:
+# Landau et al. 2011 was not at hand.
 _AMYLOID_CORTEX = _cortical(
     *("caudalmiddlefrontal", "lateralorbitofrontal", "medialorbitofrontal", "parsopercularis"),
     *("parsorbitalis", "parstriangularis", "rostralmiddlefrontal", "superiorfrontal"),
@@ -122,13 +128,18 @@ TRACERS: dict[str, Tracer] = {
                         *("frontal", "anterior_cingulate", "precuneus_posterior_cingulate"),
                         *("lateral_parietal", "lateral_temporal"),
                     ),
-                    source="names of the phantom; near the composite of Landau et al. 2012",
+                    source="names of the phantom; near ADNI's composite (Landau et al. 2012)",
                 ),
                 BurdenRegions(
                     target=_AMYLOID_CORTEX,
-                    source="Landau et al. 2012, Ann Neurol 72(4), without the frontal pole",
+                    source=(
+                        "cortical composite of ADNI (Landau et al. 2012, Ann Neurol 72(4)) without "
+                        "the frontal pole"
+                    ),
                 ),
             ),
+            # Checked to the whole number (183 and -177): pharmaverse/admiralneuro, which names the
+            # same paper, and for ADNI's FreeSurfer pipeline another line, 188.22 and -189.16.
             centiloid=CentiloidScale(
                 slope=183.07,
                 intercept=-177.26,
@@ -156,7 +167,7 @@ TRACERS: dict[str, Tracer] = {
                         *_cortical("entorhinal", "parahippocampal", "fusiform"),
                         *_cortical("inferiortemporal", "middletemporal"),
                     ),
-                    source="Jack et al. 2017, Alzheimers Dement 13(3), temporal meta-region",
+                    source="Jack et al. 2017, Alzheimers Dement 13, temporal meta-region",
                 ),
             ),
         ),
@@ -176,14 +187,14 @@ TRACERS: dict[str, Tracer] = {
                         *("precuneus_posterior_cingulate", "lateral_parietal"),
                         "lateral_temporal",
                     ),
-                    source="names of the phantom; near the meta-regions of Landau et al. 2011",
+                    source="names of the phantom; where uptake falls in Alzheimer's disease",
                 ),
                 BurdenRegions(
                     target=_cortical(
                         *("inferiorparietal", "isthmuscingulate", "posteriorcingulate"),
                         "inferiortemporal",
                     ),
-                    source="near the meta-regions of Landau et al. 2011, Neurobiol Aging 32(7)",
+                    source="meant to be near the meta-regions of Landau et al. 2011; not checked",
                 ),
             ),
         ),

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +21,7 @@ from ganbert.errors import CheckpointError, DatasetError, GanbertError, OutputEr
 from ganbert.metrics import summarise
 from ganbert.report import write_report
 from ganbert.report.agreement import read_subjects
-from ganbert.report.charts import running_mean, thin
+from ganbert.report.charts import draw_training, running_mean, thin
 from ganbert.report.panels import PIXELS_PER_MM, choose_view, place_labels, round_up, sample_plane
 from ganbert.report.pictures import choose_images
 from ganbert.report.run import (
@@ -40,6 +41,7 @@ from ganbert.report.scores import (
     make_tables,
     score_tiles,
 )
+from ganbert.telemetry import StepStats
 from tests.synthetic_run import HOT_SPOT_MM, PET_GRID, ellipsoid, grid_affine, make_run
 
 OURS = "GANBERT"
@@ -384,6 +386,17 @@ def test_ends_of_a_scale_are_round_and_not_below(value: float) -> None:
     assert end <= 1.5 * value * (1 + 1e-6)
 
 
+def test_every_loss_of_the_log_has_a_line_in_a_chart() -> None:
+    losses = [field.name for field in fields(StepStats) if field.name.startswith("loss_")]
+    assert "loss_r1_discriminator" in losses
+    for number, name in enumerate(losses, start=2):
+        steps, nothing = np.arange(1.0, 4.0), np.full(3, math.nan)
+        columns = dict.fromkeys(losses, nothing) | {name: np.full(3, float(number))}
+        (drawing,) = draw_training(steps, columns)
+        assert f"ends at {number}" in drawing.description
+    assert draw_training(steps, dict.fromkeys(losses, nothing)) == []
+
+
 @given(st.integers(1, 3000), st.integers(1, 60))
 def test_curves_are_thinned_and_smoothed_without_bias(size: int, width: int) -> None:
     values = np.full(size, 3.5)
@@ -466,6 +479,7 @@ def test_regions_are_of_the_last_frame_and_named_where_known(page: str) -> None:
 
 def test_a_run_from_before_these_figures_still_has_a_report(tmp_path: Path) -> None:
     run = make_run(tmp_path)
+    (tmp_path / "prepared").rename(tmp_path / "moved")  # pictures take time
     file = run / "evaluation" / "summary.json"
     content = json.loads(file.read_text())
     del content["agreement"], content["burden"]
@@ -494,10 +508,11 @@ def test_a_torn_burden_is_an_error(tmp_path: Path) -> None:
 
 def test_a_subject_without_a_burden_is_not_drawn(tmp_path: Path) -> None:
     run = make_run(tmp_path)
+    (tmp_path / "prepared").rename(tmp_path / "moved")  # pictures take time
     file = run / "evaluation" / "burden.tsv"
     lines = [x.split("\t") for x in file.read_text().splitlines()]
-    for fields in lines[1:]:
-        fields[-1] = "n/a" if fields[0] == "01" else fields[-1]
+    for values in lines[1:]:
+        values[-1] = "n/a" if values[0] == "01" else values[-1]
     file.write_text("\n".join("\t".join(x) for x in lines) + "\n")
     assert "against the real PET, 3 subjects" in write_report(run).read_text(encoding="utf-8")
 

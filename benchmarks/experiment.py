@@ -7,6 +7,7 @@ beside the scores: figures of another recipe of the same name are refused, not m
 """
 
 import argparse
+import contextlib
 import copy
 import csv
 import hashlib
@@ -27,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from interruption import EXIT_INTERRUPTED
 
 from ganbert.agreement import Estimate, paired_bootstrap
 from ganbert.config import GRIDS
@@ -71,6 +73,13 @@ class Commands:
             signal.signal(number, self._stop)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
+        if not self.stopped:
+            # Straight to the descriptor: the signal may have come in the middle of another line.
+            text = (
+                "interrupted; run the same command again to go on (what is at work saves first)\n"
+            )
+            with contextlib.suppress(OSError):
+                os.write(2, text.encode())
         self.stopped = True
         for child in tuple(self._children):
             child.send_signal(number)
@@ -81,10 +90,10 @@ class Commands:
         Raises
         ------
         SystemExit
-            If it fails, or was stopped.
+            If it fails, with its exit code, or was stopped, with 130.
         """
         if self.stopped:
-            raise SystemExit(130)
+            raise SystemExit(EXIT_INTERRUPTED)
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [Path(sys.executable).with_name("ganbert"), verb, *arguments]
         with log.open("ab") as stream:
@@ -99,9 +108,10 @@ class Commands:
             status = child.wait()
             self._children.discard(child)
         if status:
-            if not self.stopped:
-                last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
-                sys.stderr.write(f"{verb} failed, see {log}: {last}\n")
+            if self.stopped:
+                raise SystemExit(EXIT_INTERRUPTED)
+            last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
+            sys.stderr.write(f"{verb} failed, see {log}: {last}\n")
             raise SystemExit(status)
 
 

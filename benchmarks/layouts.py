@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from interruption import interruptible
+
 SIDECAR = {
     "Units": "Bq/mL",
     "TracerName": "florbetapir",
@@ -122,7 +124,10 @@ def measure_pybids(root: Path) -> dict[str, float]:
 def in_process(name: str, root: Path) -> dict[str, float]:
     """Measure in a process of its own: the peak is that of one case, and nothing is warm."""
     command = [sys.executable, __file__, "--measure", name, str(root)]
-    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    # In a session of its own: Ctrl-C reaches us alone, and we end it.
+    result = subprocess.run(
+        command, check=True, capture_output=True, text=True, start_new_session=True
+    )
     content: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
     return content
 
@@ -159,4 +164,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

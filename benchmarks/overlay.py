@@ -17,6 +17,7 @@ mpl.use("Agg")
 
 import nibabel as nib
 import numpy as np
+from interruption import interruptible
 from nilearn import plotting
 from nilearn.image import mean_img, resample_to_img
 from nilearn.masking import compute_background_mask
@@ -81,4 +82,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

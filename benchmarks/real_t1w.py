@@ -13,9 +13,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from interruption import interruptible
 from nilearn.datasets import load_mni152_template
 
-from ganbert.atomic import write_text
+from ganbert.atomic import make_folder, replacing_folder, write_text
 from ganbert.derivatives import BIDS_VERSION, write_json
 from ganbert.errors import OutputError, one_line_errors
 
@@ -45,15 +46,17 @@ def make_real_t1w(out: Path) -> Path:
     image.set_sform(template.affine, "mni")
     image.set_qform(template.affine, "mni")
     image.header.set_xyzt_units("mm")
-    file = out / "sub-MNI152" / "anat" / "sub-MNI152_T1w.nii.gz"
-    file.parent.mkdir(parents=True)
-    write_json(
-        out / "dataset_description.json",
-        {"Name": "MNI152 T1w template", "BIDSVersion": BIDS_VERSION, "DatasetType": "raw"},
-    )
-    write_text(out / "README", _README)
-    nib.save(image, file)
-    return file
+    make_folder(out.parent)
+    name = Path("sub-MNI152", "anat", "sub-MNI152_T1w.nii.gz")
+    with replacing_folder(out) as partial:
+        make_folder((partial / name).parent)
+        write_json(
+            partial / "dataset_description.json",
+            {"Name": "MNI152 T1w template", "BIDSVersion": BIDS_VERSION, "DatasetType": "raw"},
+        )
+        write_text(partial / "README", _README)
+        nib.save(image, partial / name)
+    return out / name
 
 
 def main() -> None:
@@ -65,4 +68,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

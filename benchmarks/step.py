@@ -30,6 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from interruption import interruptible
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -206,8 +207,9 @@ def in_own_process(variant: str, options: argparse.Namespace) -> dict[str, float
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(options.port), "DS_ACCELERATOR": "cpu",
     }  # fmt: skip
     command = [sys.executable, __file__, "--child", variant, "--size", options.size]
+    # In a session of its own: Ctrl-C reaches us alone, and we end it.
     answer = subprocess.run(
-        [*command, "--steps", str(options.steps)],
+        [*command, "--steps", str(options.steps)], start_new_session=True,
         env=environment, stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
     figures = json.loads(answer.stdout.splitlines()[-1])
@@ -257,4 +259,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

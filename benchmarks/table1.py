@@ -34,6 +34,7 @@ from experiment import (
     options_of,
     read_scores,
 )
+from interruption import interruptible
 
 METHODS = {
     "l1": "L1 alone",
@@ -119,4 +120,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

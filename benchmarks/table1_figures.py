@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from experiment import MEAN, REGIMES, by_subject, paired, read_scores
+from interruption import interruptible
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from table1 import METHODS
@@ -153,4 +154,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

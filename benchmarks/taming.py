@@ -23,6 +23,7 @@ from experiment import (
     options_of,
     read_scores,
 )
+from interruption import interruptible
 
 _RATIO = "losses.max_adversarial_ratio"
 _NOISE = "discriminator.value_noise"
@@ -125,4 +126,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

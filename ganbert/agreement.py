@@ -21,6 +21,7 @@ from ganbert.data.volume import Array, FloatArray, Mask
 from ganbert.tables import Line
 
 IMAGE_FIGURES = ("intensity_distance", "top_recall")
+SHARES = ("top_recall",)  # of them, those within 0..1
 REGION_KEYS = ("tracer", "reference", "method", "region", "name", "frame")
 # Bland and Altman's own rounding of the normal quantile; papers are compared in it.
 _LIMITS_SD = 1.96

@@ -4,7 +4,6 @@ It is read in the last frame, the late uptake, and every PET is divided by the m
 reference region: a synthesised PET that is wrong by a factor everywhere has the right burden.
 """
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ganbert.data.regions import name_regions
+from ganbert.data.regions import find_region, name_regions
 from ganbert.data.volume import FloatArray
 from ganbert.errors import ConfigError, DatasetError
 from ganbert.scales import centiloid, suvr
+from ganbert.strict import nearest
 from ganbert.tables import Line
-from ganbert.tracers import get_tracer
+from ganbert.tracers import CentiloidScale, get_tracer
 
 BURDEN_KEYS = ("tracer", "reference", "method", "measure")
 TARGET_OPTION, REFERENCE_OPTION = "--target-regions", "--reference-regions"
@@ -32,9 +32,10 @@ class BurdenPlan:
     Attributes
     ----------
     tracer : short name, a key of `ganbert.tracers.TRACERS`
-    target, reference : names of the regions
+    target, reference : names of the regions, as the dataset writes them
     target_labels, reference_labels : their labels in the segmentation
     source : where the choice comes from
+    is_standard : whether they are those of the tracer table, the only ones that Centiloid is for
     """
 
     tracer: str
@@ -43,6 +44,7 @@ class BurdenPlan:
     target_labels: tuple[int, ...]
     reference_labels: tuple[int, ...]
     source: str
+    is_standard: bool
 
 
 def plan_burden(
@@ -57,8 +59,8 @@ def plan_burden(
     ----------
     tracer : short name, a key of `ganbert.tracers.TRACERS`
     region_names : label -> name, of the prepared folder's index
-    target, reference : names that are asked for; None: the tracer table's, whose first entry of
-        which every name is there is taken
+    target, reference : names that are asked for, see `data.regions.find_region`; None: the tracer
+        table's, whose first composite of which every name is there is taken
 
     Returns
     -------
@@ -70,64 +72,85 @@ def plan_burden(
         If a name that is asked for is not there, stands on both sides, or only one side is asked
         for and the tracer table has none for the other.
     """
-    known = set(region_names.values())
-    fitting = [r for r in get_tracer(tracer).burden if known.issuperset((*r.target, *r.reference))]
-    if target is None and reference is None and not fitting:
+    row = get_tracer(tracer)
+    composites = ((each, _all_or_none(region_names, each.target)) for each in row.burden)
+    composite, own_target = next(((c, found) for c, found in composites if found), (None, ()))
+    own_reference = find_region(region_names, row.reference_region)
+    if target is None and reference is None and not (own_target and own_reference):
         return None
-    for option, names in ((TARGET_OPTION, target), (REFERENCE_OPTION, reference)):
-        if names is not None:
-            _check_names(option, names, sorted(known))
-        elif not fitting:
-            raise ConfigError(
-                option,
-                expected=f"names of regions, as the dataset has not those that {tracer} has",
-                found="none",
-                remedy=f"give both {TARGET_OPTION} and {REFERENCE_OPTION}",
-            )
-    chosen_target = tuple(fitting[0].target if target is None else target)
-    chosen_reference = tuple(fitting[0].reference if reference is None else reference)
-    both = sorted(set(chosen_target) & set(chosen_reference))
+    own = {TARGET_OPTION: own_target, REFERENCE_OPTION: own_reference}
+    asked = {TARGET_OPTION: target, REFERENCE_OPTION: reference}
+    sides = [_choose(option, asked[option], own[option], tracer, region_names) for option in own]
+    both = [label for label in sides[0] if label in sides[1]]
     if both:
         raise ConfigError(
             f"{TARGET_OPTION} and {REFERENCE_OPTION}",
             expected="no region in both",
-            found=", ".join(both),
+            found=", ".join(region_names[label] for label in both),
             remedy="take it out of one",
         )
-
-    def labels(names: tuple[str, ...]) -> tuple[int, ...]:
-        return tuple(label for label, name in region_names.items() if name in names)
-
+    names = [tuple(dict.fromkeys(region_names[label] for label in side)) for side in sides]
+    is_standard = [set(side) for side in sides] == [set(side) for side in own.values()]
     return BurdenPlan(
         tracer=tracer,
-        target=chosen_target,
-        reference=chosen_reference,
-        target_labels=labels(chosen_target),
-        reference_labels=labels(chosen_reference),
-        source=fitting[0].source if target is None and reference is None else _ASKED_FOR,
+        target=names[0],
+        reference=names[1],
+        target_labels=sides[0],
+        reference_labels=sides[1],
+        source=composite.source if composite and is_standard else _ASKED_FOR,
+        is_standard=is_standard,
     )
 
 
-def _check_names(option: str, names: Sequence[str], known: Sequence[str]) -> None:
-    if not known:
+def _all_or_none(region_names: Mapping[int, str], wanted: Sequence[str]) -> tuple[int, ...]:
+    """Labels of all regions; none if one is not there: half a composite is another one."""
+    found = [find_region(region_names, name) for name in wanted]
+    return tuple(label for labels in found for label in labels) if all(found) else ()
+
+
+def _choose(
+    option: str,
+    asked: Sequence[str] | None,
+    own: tuple[int, ...],
+    tracer: str,
+    region_names: Mapping[int, str],
+) -> tuple[int, ...]:
+    """Labels of one side: those that are asked for, else the tracer's own."""
+    if asked is not None:
+        labels = [label for name in asked for label in _find(option, name, region_names)]
+        if labels:
+            return tuple(dict.fromkeys(labels))
+        remedy = "separate them by commas, or give the option several times"
+        raise ConfigError(option, expected="names", found="none", remedy=remedy)
+    if not own:
+        raise ConfigError(
+            option,
+            expected=f"names of regions, as the dataset has not those that {tracer} has",
+            found="none",
+            remedy=f"give both {TARGET_OPTION} and {REFERENCE_OPTION}",
+        )
+    return own
+
+
+def _find(option: str, name: str, region_names: Mapping[int, str]) -> tuple[int, ...]:
+    if not region_names:
         raise ConfigError(
             option,
             expected="a dataset with names of regions",
             found="none in its index",
             remedy="put a _dseg.tsv beside the segmentations, prepare again and train on that",
         )
-    if not names:
-        raise ConfigError(option, expected="names", found="none", remedy="separate them by commas")
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            listed = f"choose among {name_regions(known)}"
-            raise ConfigError(
-                option,
-                expected="names of regions in the segmentation",
-                found=repr(name),
-                remedy=f"did you mean {' or '.join(near)}?" if near else listed,
-            )
+    labels = find_region(region_names, name)
+    if not labels:
+        known = sorted(set(region_names.values()))
+        near = nearest(name, known)
+        raise ConfigError(
+            option,
+            expected="names of regions in the segmentation",
+            found=repr(name),
+            remedy=f"did you mean '{near}'?" if near else f"choose among {name_regions(known)}",
+        )
+    return labels
 
 
 def why_left_out(tracer: str, region_names: Mapping[int, str]) -> str:
@@ -137,7 +160,7 @@ def why_left_out(tracer: str, region_names: Mapping[int, str]) -> str:
         return "the prepared folder has no names of regions (no _dseg.tsv, or an earlier version)"
     if not row.burden:
         return f"the tracer table names no regions for {tracer}"
-    wanted = name_regions((*row.burden[0].target, *row.burden[0].reference))
+    wanted = name_regions((*row.burden[0].target, row.reference_region))
     options = f"{TARGET_OPTION} and {REFERENCE_OPTION}"
     return f"the segmentation lacks regions such as {wanted}; name others with {options}"
 
@@ -184,15 +207,15 @@ def burden_lines(
 
     Returns
     -------
-    `measure` is "suvr", and "centiloid" where the tracer has a line. burden_real, burden_fake and
-    bias (their difference) are in it; NaN where the burden is not known.
+    `measure` is "suvr", and "centiloid" where tracer and regions have a line. burden_real,
+    burden_fake and bias (their difference) are in it; NaN where the burden is not known.
     """
     counts: Line = {
         "frame": len(next(iter(references.values()))) - 1,
         "num_target_voxels": int(np.isin(labels, plan.target_labels).sum()),
         "num_reference_voxels": int(np.isin(labels, plan.reference_labels).sum()),
     }
-    scaled = get_tracer(plan.tracer).centiloid is not None
+    scaled = _scale(plan) is not None
     values = {name: composite_suvr(p, labels, plan) for name, p in {**pets, **references}.items()}
     for reference in references:
         for method in pets:
@@ -213,7 +236,7 @@ def describe_burden(plan: BurdenPlan, lines: Sequence[Line]) -> Line:
     ----------
     lines : of burden.tsv
     """
-    scale = get_tracer(plan.tracer).centiloid
+    scale = _scale(plan)
     return {
         "target_regions": list(plan.target),
         "reference_regions": list(plan.reference),
@@ -225,16 +248,22 @@ def describe_burden(plan: BurdenPlan, lines: Sequence[Line]) -> Line:
     }
 
 
+def _scale(plan: BurdenPlan) -> CentiloidScale | None:
+    """The line to Centiloid; None without one, or where it does not hold for the regions."""
+    return get_tracer(plan.tracer).centiloid if plan.is_standard else None
+
+
 def _centiloid_note(plan: BurdenPlan) -> str:
-    """Whose line it is and how far it holds; empty without one."""
+    """Whose line it is and how far it holds, or why there is none; empty without one."""
     row = get_tracer(plan.tracer)
     if row.centiloid is None:
         return ""
-    note = (
+    if not plan.is_standard:
+        return (
+            "No Centiloid: it is defined for the standard cortical composite over the "
+            f"{row.reference_region} alone (Klunk et al. 2015), and other regions were asked for."
+        )
+    return (
         f"Centiloid: line of {row.centiloid.source}; outside of that pipeline, as here, an "
-        "approximation"
+        "approximation."
     )
-    if plan.source == _ASKED_FOR:
-        # A slope to another reference region is another slope.
-        note += f", and none unless what was asked for is cortex over {row.reference_region}"
-    return f"{note}."

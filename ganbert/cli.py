@@ -215,9 +215,11 @@ def train(
     raise typer.Exit(launch(options, num_gpus=num_gpus, master_port=master_port))
 
 
-def _names(text: str | None) -> list[str] | None:
+def _names(texts: list[str] | None) -> list[str] | None:
     """Split names at commas; None where the option is absent."""
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+    if texts is None:
+        return None
+    return [name.strip() for text in texts for name in text.split(",") if name.strip()]
 
 
 @app.command()
@@ -229,11 +231,15 @@ def evaluate(
     ] = "test",
     device: Device = "auto",
     target_regions: Annotated[
-        str | None,
-        typer.Option(help="Regions whose burden is read: A,B,...; default: the tracer's."),
+        list[str] | None,
+        typer.Option(
+            help="Regions whose burden is read: A,B,...; may be given several times; default: the "
+            "tracer's."
+        ),
     ] = None,
     reference_regions: Annotated[
-        str | None, typer.Option(help="Regions that it is divided by: A,B,...")
+        list[str] | None,
+        typer.Option(help="Regions that it is divided by: A,B,...; may be given several times."),
     ] = None,
 ) -> None:
     """Compare synthesised with real PET: metrics per subject, beside two baselines."""

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ganbert import __version__
-from ganbert.agreement import IMAGE_FIGURES, agreement_lines, image_agreement
+from ganbert.agreement import IMAGE_FIGURES, SHARES, agreement_lines, image_agreement
 from ganbert.atomic import replacing_folder
 from ganbert.burden import (
     BURDEN_KEYS,
@@ -46,7 +46,7 @@ from ganbert.metrics import (
     summarise,
 )
 from ganbert.predict import Predictor, load_predictor
-from ganbert.run_folder import read_description
+from ganbert.run_folder import name_method, read_description
 from ganbert.score_table import MASKS, show_burden, show_scores
 from ganbert.tables import Line, finite, write_tsv
 
@@ -244,9 +244,12 @@ class _Judge:
             )
 
 
-def _about(split: str, rows: Sequence[Row], card: ModelCard, index_sha256: str) -> Line:
+def _about(
+    method_name: str, split: str, rows: Sequence[Row], card: ModelCard, index_sha256: str
+) -> Line:
     return {
         "ganbert_version": __version__,
+        "method_name": method_name,
         "split": split,
         "tracer": card.tracer,
         "unit": card.unit,
@@ -254,7 +257,7 @@ def _about(split: str, rows: Sequence[Row], card: ModelCard, index_sha256: str) 
         "num_images": len(rows),
         "data_range": list(card.data_range),
         "ssim_window": ssim_window(card.pet_grid.shape),
-        "interval": "95 %, Student's t over subjects",
+        "interval": f"95 %, Student's t over subjects; {', '.join(SHARES)}: of the logit",
         "num_steps": card.num_steps,
         "index_sha256": index_sha256,
         "weights_sha256": card.weights_sha256,
@@ -288,6 +291,7 @@ def evaluate(
     RUN/evaluation. metrics.tsv has one line per image, method, mask and reference ("real", or
     "truth" where the dataset has it); agreement.tsv has one over all subjects per region, frame,
     method and reference, burden_agreement.tsv per measure (SUVR, Centiloid), method and reference.
+    Whatever the run has trained is the method "ganbert" in all files; summary.json has its name.
 
     Raises
     ------
@@ -318,13 +322,14 @@ def evaluate(
         (partial / "pet_fake").mkdir()
         for row in track(rows, description="evaluate", console=Console(stderr=True)):
             judge.judge(row, partial / "pet_fake", findings)
-        about = _about(split, rows, card, index_sha256)
-        summary = summarise(findings.metrics, (*METRICS, *IMAGE_FIGURES))
+        ours = name_method(read_description(run))
+        about = _about(ours, split, rows, card, index_sha256)
+        summary = summarise(findings.metrics, (*METRICS, *IMAGE_FIGURES), SHARES)
         burden = _burden(plan, findings)
         _write(partial, findings, summary, about, burden)
     show_scores(summary, about, console)
     if burden:
-        show_burden(burden, burden["agreement"], console)
+        show_burden(burden, burden["agreement"], ours, console)
     else:
         why = "no evaluated subject has region labels" if plan else None
         why = why or why_left_out(card.tracer, index.region_names)

@@ -123,7 +123,7 @@ def verify_files(folder: Path, index: Index) -> int:
 def token_table(tracer: str, occupancies: Sequence[Occupancy]) -> Table:
     """Shares of one tracer's tokens in the bands of ids, in %, by image and ratio."""
     table = Table(title=f"Tokens of {tracer}, training rows, %", title_justify="left")
-    columns = ("image", "ratio", "negative", "aliased", "in range", "overflow", "ids", "unique")
+    columns = ("image", "ratio", "negative", "low", "in range", "overflow", "ids", "unique")
     for column in columns:
         table.add_column(column, justify="left" if column == "image" else "right")
     for each in occupancies:
@@ -165,10 +165,10 @@ def _show_tokens(console: Console, folder: Path, index: Index, ratio: float | No
         console.print(token_table(tracer, [e for e in occupancies if e.tracer == tracer]))
         console.print(_fitting_line(index, tracer))
     console.print(
-        "t = round(1000 value). negative: t < 0, ids 0..499; aliased: 0 <= t < 1000, ids shared "
-        "with negative or overflow; in range: 1000 <= t <= 10000; overflow: t > 10000, "
-        "ids 500..999. ids: distinct ones used; unique: tokens whose id stands for one t only "
-        "among the images of the line"
+        "t = round(1000 value). negative: t < 0, ids 0..499; low: 0 <= t < 1000, ids that negative "
+        "and overflow take, too; in range: 1000 <= t <= 10000; overflow: t > 10000, ids 500..999. "
+        "ids: distinct ones used; unique: tokens whose id stands for one t only among the images "
+        "of the line; all others are aliased"
     )
 
 

@@ -5,13 +5,10 @@ and `generator.json` (the model card: everything else that a prediction needs, a
 the weights). Nothing of the training, its data or DeepSpeed is needed here.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -20,10 +17,9 @@ from ganbert.data.conform import concentric_affine, conform_mri, normalise_mri, 
 from ganbert.data.index import file_sha256
 from ganbert.data.volume import FloatArray, Volume
 from ganbert.errors import CheckpointError, PlatformError
+from ganbert.model_card import read_card
 from ganbert.models.generator import Generator, build_generator
 from ganbert.run_folder import CARD_NAME, DESCRIPTION_NAME, EXPORT_NAME, WEIGHTS_NAME
-
-FORMAT_VERSION = 1
 
 
 class Predictor:
@@ -116,51 +112,6 @@ def find_export(path: Path) -> Path:
         remedy = "train it further, or let it finish: the export is written at the end"
         raise CheckpointError(path, expected=expected, found=found, remedy=remedy)
     raise CheckpointError(path, expected=expected, found="neither", remedy=remedy)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    remedy = "export the generator again"
-    try:
-        content = json.loads(file.read_text())
-    except OSError as error:
-        found = error.strerror or type(error).__name__
-        raise CheckpointError(file, expected="a model card", found=found, remedy=remedy) from error
-    except ValueError as error:
-        found = f"no JSON ({error})"
-        raise CheckpointError(file, expected="a model card", found=found, remedy=remedy) from error
-    if not isinstance(content, dict):
-        found = f"a JSON {type(content).__name__}"
-        raise CheckpointError(file, expected="a model card", found=found, remedy=remedy)
-    return content
-
-
-def read_card(folder: Path) -> ModelCard:
-    """Read the model card of an export.
-
-    Raises
-    ------
-    CheckpointError
-        If it is missing, not JSON, of another format version, or lacks or has extra keys.
-    """
-    file = folder / CARD_NAME
-    content = _read_json(file)
-    version = content.get("format_version")
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            file,
-            expected=f"format_version {FORMAT_VERSION}",
-            found=repr(version),
-            remedy="use the version of ganbert that wrote it, or export it again",
-        )
-    try:
-        # As JSON: lists become tuples even though the models are strict about unknown keys.
-        return ModelCard.model_validate_json(json.dumps(content))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(str(part) for part in problem["loc"])
-        found = f"{name}: {problem['msg']}"
-        remedy = "give the generator.json that lies beside the weights, or export again"
-        raise CheckpointError(file, expected="a model card", found=found, remedy=remedy) from error
 
 
 def _load_weights(generator: Generator, file: Path, expected_sha256: str) -> None:

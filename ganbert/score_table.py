@@ -8,18 +8,13 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from ganbert.agreement import IMAGE_FIGURES
+from ganbert.agreement import IMAGE_FIGURES, SHARES
 from ganbert.data.regions import name_regions
 from ganbert.metrics import GAIN, METRICS
 from ganbert.tables import Line
 
 MASKS = {"fov": "field of view", "head": "head"}
-_METHOD_NAMES = {
-    "ganbert": "ganbert",
-    "mean_of_training": "training mean",
-    "zero": "zero",
-    GAIN: "ganbert - mean",
-}
+_METHOD_NAMES = {"mean_of_training": "training mean", "zero": "zero", GAIN: "difference"}
 _EMPHASISED = ("ganbert", GAIN)
 _HEADINGS = {"intensity_distance": "Wasserstein-1", "top_recall": "recall of top 1 %"}
 _WITH_UNIT = ("rmse", "mae", "intensity_distance")
@@ -32,12 +27,17 @@ def _new_table(title: str, headings: Sequence[str], caption: str | None = None) 
         title=title, caption=caption, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False
     )
     for heading in headings:
-        table.add_column(heading)
+        # Of the columns only the names of methods may be broken into two lines.
+        table.add_column(heading, no_wrap=bool(heading))
     return table
 
 
+def _names(ours: str) -> dict[str, str]:
+    return {"ganbert": ours, **_METHOD_NAMES}
+
+
 def _cell(line: Line) -> str:
-    """Mean and half the interval, which is symmetric."""
+    """Mean and half the interval, or its ends where it is not symmetric."""
     decimals, half_decimals = {
         "psnr": (".2f", ".2f"), "ssim": (".3f", ".3f"), "top_recall": (".3f", ".3f"),
     }.get(line["metric"], (".3g", ".2g"))  # fmt: skip
@@ -46,6 +46,8 @@ def _cell(line: Line) -> str:
     mean = format(line["mean"], decimals)
     if not math.isfinite(line["high"]):
         return mean
+    if line["metric"] in SHARES and line["method"] != GAIN:
+        return f"{mean} [{line['low']:{decimals}}, {line['high']:{decimals}}]"
     return f"{mean} \u00b1 {line['high'] - line['mean']:{half_decimals}}"
 
 
@@ -56,15 +58,17 @@ def _heading(metric: str, unit: str) -> str:
     return f"{name} ({unit})" if metric in _WITH_UNIT else name
 
 
-def _add_methods(table: Table, summary: Sequence[Line], mask: str, metrics: Sequence[str]) -> None:
-    for method, name in _METHOD_NAMES.items():
+def _add_methods(
+    table: Table, summary: Sequence[Line], mask: str, metrics: Sequence[str], ours: str
+) -> None:
+    for method, name in _names(ours).items():
         cells = {
             line["metric"]: _cell(line)
             for line in summary
             if (line["reference"], line["mask"], line["method"]) == ("real", mask, method)
         }
         style = "bold" if method in _EMPHASISED else None
-        table.add_row(f" {name}", *(cells[m] for m in metrics), style=style)
+        table.add_row(Padding(name, (0, 0, 0, 1)), *(cells[m] for m in metrics), style=style)
 
 
 def show_scores(summary: Sequence[Line], about: Line, console: Console) -> None:
@@ -73,30 +77,31 @@ def show_scores(summary: Sequence[Line], about: Line, console: Console) -> None:
     Parameters
     ----------
     summary : lines of summary.tsv
-    about : keys tracer, unit, split, num_subjects, data_range, ssim_window
+    about : keys method_name, tracer, unit, split, num_subjects, data_range, ssim_window
     """
     low, high = about["data_range"]
-    unit = about["unit"]
+    unit, ours = about["unit"], about["method_name"]
     table = _new_table(
         f"{about['tracer']}, {about['num_subjects']} {about['split']} subjects",
         ("", *(_heading(metric, unit) for metric in METRICS)),
         "Against the real PET: mean \u00b1 half the 95 % interval over subjects. "
-        f"PSNR and SSIM: data range {low:g} to {high:g} {unit}, "
-        f"SSIM window {about['ssim_window']}. Difference: subject by subject.",
+        f"PSNR and SSIM: data range {low:g} to {high:g} {unit}, SSIM window "
+        f"{about['ssim_window']}. Difference: to the training mean, subject by subject.",
     )
     for mask, description in MASKS.items():
         table.add_row(description, style="italic")
-        _add_methods(table, summary, mask, METRICS)
+        _add_methods(table, summary, mask, METRICS, ours)
         table.add_section()
     console.print(table)
     figures = _new_table(
         "Intensities in the head", ("", *(_heading(metric, unit) for metric in IMAGE_FIGURES))
     )
-    _add_methods(figures, summary, "head", IMAGE_FIGURES)
+    _add_methods(figures, summary, "head", IMAGE_FIGURES, ours)
     console.print(figures)
     _explain(
         "Wasserstein-1: distance between the distributions, lower is better. Recall: share of "
-        "the real PET's highest 1 % of voxels that are the synthesised PET's highest, too.",
+        "the real PET's highest 1 % of voxels that are the synthesised PET's highest, too; in "
+        "brackets its 95 % interval, which stays within 0 and 1.",
         console,
     )
 
@@ -106,13 +111,14 @@ def _explain(text: str, console: Console) -> None:
     console.print(Padding(text, (0, 1, 1, 1)), style="dim italic", markup=False, highlight=False)
 
 
-def show_burden(about: Line, agreement: Sequence[Line], console: Console) -> None:
+def show_burden(about: Line, agreement: Sequence[Line], ours: str, console: Console) -> None:
     """Print the agreement of the burden over subjects.
 
     Parameters
     ----------
     about : see `burden.describe_burden`
     agreement : lines of burden_agreement.tsv
+    ours : name of the generator's method
     """
     shown = [line for line in agreement if line["reference"] == "real"]
     num = min(line["num"] for line in shown)
@@ -126,13 +132,14 @@ def show_burden(about: Line, agreement: Sequence[Line], console: Console) -> Non
     if about["centiloid_note"]:
         caption += f" {about['centiloid_note']}"
     table = _new_table("Burden", ("", "bias", "limits", "Pearson", "Lin"))
-    for measure, (name, decimals) in _MEASURES.items():
+    for measure, (title, decimals) in _MEASURES.items():
         of_measure = [line for line in shown if line["measure"] == measure]
         if of_measure:
-            table.add_row(name, style="italic")
+            table.add_row(title, style="italic")
         for line in of_measure:
             style = "bold" if line["method"] in _EMPHASISED else None
-            table.add_row(*_burden_cells(line, decimals), style=style)
+            name = Padding(_names(ours)[line["method"]], (0, 0, 0, 1))
+            table.add_row(name, *_burden_cells(line, decimals), style=style)
         table.add_section()
     console.print(table)
     _explain(caption, console)
@@ -150,4 +157,4 @@ def _burden_cells(line: Line, decimals: int) -> tuple[str, ...]:
     limits = f"{number('lower_limit', decimals)} to {number('upper_limit', decimals)}"
     if math.isnan(line["lower_limit"]):
         limits = "n/a"
-    return f" {_METHOD_NAMES[line['method']]}", bias, limits, number("pearson", 2), lin
+    return bias, limits, number("pearson", 2), lin

@@ -6,6 +6,7 @@ falls back to a default costs a training run.
 
 import difflib
 import json
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,10 +26,21 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def nearest(name: str, valid: Iterable[str]) -> str | None:
+    """Return the valid name that was probably meant, in any case; None if none comes near.
+
+    >>> nearest("FRONTL", ["frontal", "pons"]), nearest("xyz", ["frontal", "pons"])
+    ('frontal', None)
+    """
+    by_folded = {each.casefold(): each for each in valid}
+    near = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.5)
+    return by_folded[near[0]] if near else None
+
+
 def nearest_remedy(name: str, valid: list[str]) -> str:
     """Say which valid name was probably meant, or list them all."""
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"did you mean '{near[0]}'?" if near else f"valid: {', '.join(valid)}"
+    near = nearest(name, valid)
+    return f"did you mean '{near}'?" if near else f"valid: {', '.join(valid)}"
 
 
 def _section(model: type[BaseModel], name: object) -> type[BaseModel] | None:

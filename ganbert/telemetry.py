@@ -7,6 +7,7 @@ processes).
 """
 
 import json
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -157,6 +158,7 @@ class JsonlSink:
     """One JSON object a line; where a resumed run repeats a step, the last line holds."""
 
     def __init__(self, path: Path) -> None:
+        _drop_half_line(path)
         self._stream: TextIO = path.open("a", buffering=1)
 
     def write(self, stats: StepStats) -> None:
@@ -166,6 +168,15 @@ class JsonlSink:
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
+
+
+def _drop_half_line(path: Path) -> None:
+    """Cut off what a killed process left of its last line: the next one would be glued to it."""
+    if path.exists():
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)
 
 
 class ConsoleSink:

@@ -43,7 +43,7 @@ class Occupancy:
     shares : of tokens in each band, 0..1
     distinct_ids : ids that occur at all
     unambiguous : share of tokens, 0..1, mean over images, whose id stands for one number only among
-        all tokens counted here
+        all tokens counted here; the others are aliased
     """
 
     tracer: str

@@ -32,12 +32,10 @@ class BurdenRegions:
     Attributes
     ----------
     target : names of the regions that make the composite; all their voxels count alike
-    reference : names of the regions that the composite is divided by
     source : whose composite it is, or comes near
     """
 
     target: tuple[str, ...]
-    reference: tuple[str, ...]
     source: str
 
 
@@ -53,7 +51,8 @@ class Tracer:
     radionuclide : the BIDS `TracerRadionuclide`
     half_life_s : physical half-life of the radionuclide, s
     target : what its uptake shows
-    reference_region : region whose mean uptake is 1 SUVR
+    reference_region : region whose mean uptake is 1 SUVR, for `prepare` and the burden alike; a key
+        of `REFERENCE_REGIONS`, or the name of one region
     data_range_suvr : (low, high), SUVR; the declared range of PSNR and SSIM for images in SUVR
     burden : regions of its composite, by segmentation; the first whose names are all there is taken
     centiloid : from SUVR to the Centiloid scale; None: no amyloid tracer, or no published line
@@ -83,6 +82,12 @@ def _sides(*names: str) -> tuple[str, ...]:
 
 # FreeSurfer's and FastSurfer's aparc+aseg. frontalpole, temporalpole and bankssts are never asked
 # for: FastSurfer (DKT atlas) has none of them.
+#
+# What the composites were checked against: that of AV45 is what public code for ADNI's florbetapir
+# data takes (FreeSurfer's labels of frontal, cingulate, parietal and temporal cortex), but for the
+# frontal pole. That of AV1451 has the six regions that SIMEXP/ad_sz ascribes to Jack et al. 2017;
+# ADNI's own META_TEMPORAL has five, without the parahippocampal gyrus. That of FDG was not checked:
+# Landau et al. 2011 was not at hand.
 _AMYLOID_CORTEX = _cortical(
     *("caudalmiddlefrontal", "lateralorbitofrontal", "medialorbitofrontal", "parsopercularis"),
     *("parsorbitalis", "parstriangularis", "rostralmiddlefrontal", "superiorfrontal"),
@@ -92,6 +97,18 @@ _AMYLOID_CORTEX = _cortical(
     *("middletemporal", "superiortemporal"),
 )
 _F18_HALF_LIFE_S = 6586.2
+
+# What makes up a reference region in a segmentation that has no region of its name: ours, and
+# FreeSurfer's `aseg` (FreeSurferColorLUT.txt). The first way of which all names are there is taken.
+# Of the pons there is no other way: the brain stem of `aseg` is more than that.
+REFERENCE_REGIONS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "whole cerebellum": (
+        ("cerebellum",),
+        ("cerebellar grey matter", "cerebellar white matter"),
+        _sides("Cerebellum-Cortex", "Cerebellum-White-Matter"),
+    ),
+    "cerebellar grey matter": (("cerebellar cortex",), _sides("Cerebellum-Cortex")),
+}
 
 TRACERS: dict[str, Tracer] = {
     tracer.name: tracer
@@ -111,15 +128,18 @@ TRACERS: dict[str, Tracer] = {
                         *("frontal", "anterior_cingulate", "precuneus_posterior_cingulate"),
                         *("lateral_parietal", "lateral_temporal"),
                     ),
-                    reference=("cerebellar_grey_matter", "cerebellar_white_matter"),
-                    source="names of the phantom; near the composite of Landau et al. 2012",
+                    source="names of the phantom; near ADNI's composite (Landau et al. 2012)",
                 ),
                 BurdenRegions(
                     target=_AMYLOID_CORTEX,
-                    reference=_sides("Cerebellum-Cortex", "Cerebellum-White-Matter"),
-                    source="Landau et al. 2012, Ann Neurol 72(4), without the frontal pole",
+                    source=(
+                        "cortical composite of ADNI (Landau et al. 2012, Ann Neurol 72(4)) without "
+                        "the frontal pole"
+                    ),
                 ),
             ),
+            # Checked to the whole number (183 and -177): pharmaverse/admiralneuro, which names the
+            # same paper, and for ADNI's FreeSurfer pipeline another line, 188.22 and -189.16.
             centiloid=CentiloidScale(
                 slope=183.07,
                 intercept=-177.26,
@@ -139,7 +159,6 @@ TRACERS: dict[str, Tracer] = {
             burden=(
                 BurdenRegions(
                     target=("medial_temporal", "lateral_temporal"),
-                    reference=("cerebellar_grey_matter",),
                     source="names of the phantom; near the meta-region of Jack et al. 2017",
                 ),
                 BurdenRegions(
@@ -148,8 +167,7 @@ TRACERS: dict[str, Tracer] = {
                         *_cortical("entorhinal", "parahippocampal", "fusiform"),
                         *_cortical("inferiortemporal", "middletemporal"),
                     ),
-                    reference=_sides("Cerebellum-Cortex"),
-                    source="Jack et al. 2017, Alzheimers Dement 13(3), temporal meta-region",
+                    source="Jack et al. 2017, Alzheimers Dement 13, temporal meta-region",
                 ),
             ),
         ),
@@ -160,6 +178,7 @@ TRACERS: dict[str, Tracer] = {
             radionuclide="F18",
             half_life_s=_F18_HALF_LIFE_S,
             target="glucose metabolism",
+            # aseg alone has none: it is one of FreeSurfer's substructures of the brainstem.
             reference_region="pons",
             data_range_suvr=(0.0, 3.0),
             burden=(
@@ -168,17 +187,14 @@ TRACERS: dict[str, Tracer] = {
                         *("precuneus_posterior_cingulate", "lateral_parietal"),
                         "lateral_temporal",
                     ),
-                    reference=("pons",),
-                    source="names of the phantom; near the meta-regions of Landau et al. 2011",
+                    source="names of the phantom; where uptake falls in Alzheimer's disease",
                 ),
-                # aseg alone has no pons: it is one of FreeSurfer's substructures of the brainstem.
                 BurdenRegions(
                     target=_cortical(
                         *("inferiorparietal", "isthmuscingulate", "posteriorcingulate"),
                         "inferiortemporal",
                     ),
-                    reference=("Pons",),
-                    source="near the meta-regions of Landau et al. 2011, Neurobiol Aging 32(7)",
+                    source="meant to be near the meta-regions of Landau et al. 2011; not checked",
                 ),
             ),
         ),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ganbert.agreement import agreement_lines
+from ganbert.agreement import SHARES, agreement_lines
 from ganbert.config import Grid
 from ganbert.data.index import SCHEMA_VERSION, CachedImage, Index, Row, file_sha256, save_index
 from ganbert.data.nifti import write_cache, write_volume
@@ -131,7 +131,8 @@ def write_evaluation(run: Path, index: Index, gain_db: float) -> None:
                               0.025, psnr / 50])  # fmt: skip
     table = [COLUMNS, *lines]
     text = "\n".join("\t".join(str(value) for value in line) for line in table)
-    results = summarise([dict(zip(COLUMNS, line, strict=True)) for line in lines], COLUMNS[8:])
+    results = summarise([dict(zip(COLUMNS, line, strict=True)) for line in lines], COLUMNS[8:],
+                        SHARES)  # fmt: skip
     about = {"split": "test", "unit": "SUVR", "data_range": [0, 3], "results": results}
     about |= write_burden(run, [row.subject for row in index.rows])
     (run / "evaluation" / "summary.json").write_text(json.dumps(about))

@@ -32,7 +32,9 @@ from scipy import ndimage
 
 from ganbert.data.phantom_anatomy import Anatomy, Person, smooth_field
 from ganbert.data.phantom_template import NUM_LABELS, REGIONS
+from ganbert.data.regions import find_region
 from ganbert.data.volume import FloatArray
+from ganbert.tracers import get_tracer
 
 _CORTEX = [name for name, label in REGIONS.items() if label >= REGIONS["medial_temporal"]]
 
@@ -60,7 +62,6 @@ class UptakePattern:
     load_sd : sd over people of the load that severity does not explain
     frame_start_s, frame_duration_s : early and late frame
     perfusion_share : of the early frame
-    reference : labels of the reference region
     injected_mbq : typical injected activity
     """
 
@@ -76,7 +77,6 @@ class UptakePattern:
     frame_start_s: tuple[float, float]
     frame_duration_s: tuple[float, float]
     perfusion_share: float
-    reference: tuple[str, ...]
     injected_mbq: float
 
 
@@ -118,7 +118,6 @@ UPTAKE: dict[str, UptakePattern] = {
         frame_start_s=(60.0, 3000.0),
         frame_duration_s=(540.0, 600.0),
         perfusion_share=0.7,
-        reference=("cerebellar_grey_matter", "cerebellar_white_matter"),
         injected_mbq=370.0,
     ),
     "AV1451": UptakePattern(
@@ -151,7 +150,6 @@ UPTAKE: dict[str, UptakePattern] = {
         frame_start_s=(60.0, 4800.0),
         frame_duration_s=(540.0, 1200.0),
         perfusion_share=0.6,
-        reference=("cerebellar_grey_matter",),
         injected_mbq=370.0,
     ),
     "FDG": UptakePattern(
@@ -190,7 +188,6 @@ UPTAKE: dict[str, UptakePattern] = {
         frame_start_s=(120.0, 1800.0),
         frame_duration_s=(480.0, 1200.0),
         perfusion_share=0.7,
-        reference=("pons",),
         injected_mbq=185.0,
     ),
 }
@@ -305,5 +302,6 @@ def paint_uptake(tracer: str, anatomy: Anatomy, person: Person, rng: np.random.G
 
 def reference_mask(tracer: str, anatomy: Anatomy) -> FloatArray:
     """Reference region of `tracer` on the T1w grid, (X, Y, Z), 0 or 1."""
-    labels = [REGIONS[name] for name in UPTAKE[tracer].reference]
+    names = {label: name for name, label in REGIONS.items()}
+    labels = find_region(names, get_tracer(tracer).reference_region)
     return np.isin(anatomy.dseg, labels).astype(np.float32)

@@ -9,23 +9,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ganbert.errors import DatasetError
+from ganbert.strict import nearest
 from ganbert.tables import read_tsv
+from ganbert.tracers import REFERENCE_REGIONS
 
 _COLUMNS = ("index", "name")
 _UNKNOWN = ("", "n/a")
+# What tables call 0, which is no region: Background (BIDS), Unknown (FreeSurfer's table of colours,
+# MRtrix3), ??? (MRtrix3), Clear Label (ITK-SNAP), and like words. With any other name the table may
+# count from 0 and the image from 1.
+_BACKGROUND = (
+    *_UNKNOWN, "unknown", "background", "bg", "clear label", "unlabeled", "unlabelled", "none",
+    "???", "outside", "exterior",
+)  # fmt: skip
 _MAX_NAMES = 12
-
-# Reference regions of the tracer table, by the regions that make them up in a segmentation: ours,
-# and FreeSurfer's `aseg` (FreeSurferColorLUT.txt). Its brain stem is more than the pons.
-_ASEG_CEREBELLUM = ("left cerebellum cortex", "right cerebellum cortex")
-REFERENCES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "whole cerebellum": (
-        ("cerebellum",),
-        ("cerebellar grey matter", "cerebellar white matter"),
-        (*_ASEG_CEREBELLUM, "left cerebellum white matter", "right cerebellum white matter"),
-    ),
-    "cerebellar grey matter": (("cerebellar cortex",), _ASEG_CEREBELLUM),
-}
 
 
 def read_region_names(file: Path) -> dict[int, str]:
@@ -37,12 +34,13 @@ def read_region_names(file: Path) -> dict[int, str]:
 
     Returns
     -------
-    label -> name; without those whose name is "n/a"
+    label -> name; without 0, which is background, and those whose name is "n/a"
 
     Raises
     ------
     DatasetError
-        If it cannot be read, lacks a column, or an index is no whole number or stands there twice.
+        If it cannot be read, lacks a column, an index is negative, no whole number or stands there
+        twice, or 0 is the name of a region.
 
     Source
     ------
@@ -68,7 +66,7 @@ def read_region_names(file: Path) -> dict[int, str]:
                 remedy=remedy,
             )  # fmt: skip
         seen.add(index)
-        if name not in _UNKNOWN:
+        if index and name not in _UNKNOWN:
             names[index] = name
     return names
 
@@ -77,14 +75,24 @@ def _entry(file: Path, number: int, line: dict[str, str]) -> tuple[int, str]:
     # A short line has None in its last columns.
     index, name = ((line[column] or "").strip() for column in _COLUMNS)
     try:
-        return int(index), name
-    except ValueError as error:
+        label = int(index)
+    except ValueError:
+        label = -1
+    if label < 0:
         raise DatasetError(
             file,
-            expected=f"a whole number as index in line {number}",
+            expected=f"a whole number from 0 on as index in line {number}",
             found=repr(index),
             remedy="mend the table",
-        ) from error
+        )
+    if label == 0 and _plain(name) not in _BACKGROUND:
+        raise DatasetError(
+            file,
+            expected=f"0 to be background in line {number} (Background, Unknown, ...)",
+            found=repr(name),
+            remedy="check that table and image count from the same number, and mend the table",
+        )
+    return label, name
 
 
 def merge_region_names(files: Iterable[Path]) -> dict[int, str]:
@@ -93,21 +101,30 @@ def merge_region_names(files: Iterable[Path]) -> dict[int, str]:
     Raises
     ------
     DatasetError
-        If one is broken (see `read_region_names`), or two give a label two names.
+        If one is broken (see `read_region_names`), or two give a label two names. The one that is
+        named is of those that fewer tables agree with.
     """
-    merged: dict[int, str] = {}
-    first: dict[int, Path] = {}
+    by_label: dict[int, dict[str, list[Path]]] = {}
     for file in dict.fromkeys(files):
-        for index, name in read_region_names(file).items():
-            if merged.setdefault(index, name) != name:
-                raise DatasetError(
-                    file,
-                    expected=f"{index} to be {merged[index]!r}, as in {first[index].name}",
-                    found=repr(name),
-                    remedy="give all subjects one segmentation with one table",
-                )
-            first.setdefault(index, file)
-    return dict(sorted(merged.items()))
+        for label, name in read_region_names(file).items():
+            by_label.setdefault(label, {}).setdefault(name, []).append(file)
+    for label, by_name in by_label.items():
+        if len(by_name) > 1:
+            raise _contradiction(label, by_name)
+    return {label: next(iter(by_name)) for label, by_name in sorted(by_label.items())}
+
+
+def _contradiction(label: int, by_name: Mapping[str, Sequence[Path]]) -> DatasetError:
+    # The first stays first where as many say so.
+    (usual, agreeing), *others = sorted(by_name.items(), key=lambda item: -len(item[1]))
+    name, files = others[-1]
+    more = f" and {len(agreeing) - 1} more" if len(agreeing) > 1 else ""
+    return DatasetError(
+        files[0],
+        expected=f"{label} to be {usual!r}, as in {agreeing[0]}{more}",
+        found=repr(name),
+        remedy="give all subjects one segmentation with one table",
+    )
 
 
 def name_regions(names: Sequence[str]) -> str:
@@ -120,38 +137,60 @@ def name_regions(names: Sequence[str]) -> str:
     return text if len(names) <= _MAX_NAMES else f"{text} and {len(names) - _MAX_NAMES} more"
 
 
+def find_region(names: Mapping[int, str], region: str) -> tuple[int, ...]:
+    """Return the labels that make up a region, in the order of its parts; none if it is not there.
+
+    The one place that compares names of regions: case does not count, and a space is as good as
+    `_` or `-`.
+
+    Parameters
+    ----------
+    names : label -> name
+    region : name in the table; or of `ganbert.tracers.REFERENCE_REGIONS`
+    """
+    by_name: dict[str, list[int]] = {}
+    for label, name in names.items():
+        by_name.setdefault(_plain(name), []).append(label)
+    for way in _ways(region):
+        parts = [_plain(part) for part in way]
+        if all(part in by_name for part in parts):
+            return tuple(label for part in parts for label in by_name[part])
+    return ()
+
+
+def _ways(region: str) -> tuple[tuple[str, ...], ...]:
+    return ((region,), *REFERENCE_REGIONS.get(_plain(region), ()))
+
+
 def reference_labels(names: Mapping[int, str], regions: Sequence[str]) -> tuple[int, ...]:
     """Return the labels that make up a reference region.
 
     Parameters
     ----------
     names : label -> name
-    regions : names in the table, in any case and with any of space, `_` and `-`; or of
-        `REFERENCES`; several make one region
+    regions : see `find_region`; several make one region
 
     Raises
     ------
     DatasetError
         If one is neither in the table nor made up of regions that are.
     """
-    by_name: dict[str, list[int]] = {}
-    for label, name in names.items():
-        by_name.setdefault(_plain(name), []).append(label)
     labels: set[int] = set()
     for region in regions:
-        ways = ((_plain(region),), *REFERENCES.get(_plain(region), ()))
-        parts = next((way for way in ways if all(part in by_name for part in way)), None)
-        if parts is None:
-            known = name_regions(sorted(names.values())) or "no table of regions"
+        found = find_region(names, region)
+        if not found:
+            known = sorted(set(names.values()))
+            near = nearest(region, known)
+            remedy = "name the region with --reference-region, or give a --reference-mask"
             raise DatasetError(
                 "reference region",
-                expected=" or ".join(" + ".join(way) for way in ways),
-                found=known,
-                remedy="name the region with --reference-region, or give a --reference-mask",
+                expected=" or ".join(" + ".join(way) for way in _ways(region)),
+                found=name_regions(known) or "no table of regions",
+                remedy=f"did you mean '{near}'? {remedy}" if near else remedy,
             )
-        labels.update(label for part in parts for label in by_name[part])
+        labels.update(found)
     return tuple(sorted(labels))
 
 
 def _plain(name: str) -> str:
-    return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())

@@ -51,13 +51,13 @@ class BandShares(NamedTuple):
     Attributes
     ----------
     negative : t < 0
-    aliased : 0 <= t < 1000: their ids are also those of negative or overflowing values
+    low : 0 <= t < 1000: their ids are also those of negative or overflowing values
     in_range : 1000 <= t <= 10^4: no other value has their ids
     overflow : t > 10^4
     """
 
     negative: float
-    aliased: float
+    low: float
     in_range: float
     overflow: float
 
@@ -66,16 +66,16 @@ def band_shares(values: Tensor) -> BandShares:
     """Shares of summarised values (any shape, not empty, float, no NaN) in the bands of the rules.
 
     >>> band_shares(torch.tensor([-0.2, 0.2, 5.0, 20.0]))
-    BandShares(negative=0.25, aliased=0.25, in_range=0.25, overflow=0.25)
+    BandShares(negative=0.25, low=0.25, in_range=0.25, overflow=0.25)
 
     Source: Shin et al. 2020, section 4.2.
     """
     scaled = torch.round(values.float() * SCALE)
     negative = scaled < 0
     overflow = scaled > MAX_INTENSITY_ID
-    aliased = ~negative & (scaled < FIRST_OWN_ID)
-    in_range = ~(negative | overflow | aliased)
-    masks = (negative, aliased, in_range, overflow)
+    low = ~negative & (scaled < FIRST_OWN_ID)
+    in_range = ~(negative | overflow | low)
+    masks = (negative, low, in_range, overflow)
     return BandShares(*(int(mask.sum()) / scaled.numel() for mask in masks))
 
 

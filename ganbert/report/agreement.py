@@ -4,7 +4,6 @@ It stands on what `evaluate` wrote (summary.json and burden.tsv) and computes no
 over the sessions of a subject. A run from before these figures has none of it.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +14,22 @@ import numpy as np
 
 from ganbert.data.regions import name_regions
 from ganbert.report.charts import Drawing, draw_bland_altman
-from ganbert.report.run import REAL, SUMMARY_NAME, not_of_evaluate
-from ganbert.report.scores import BASELINE, GANBERT, METHOD_NAMES, format_number
-from ganbert.tables import read_tsv
+from ganbert.report.run import (
+    DAMAGES,
+    REAL,
+    SUMMARY_NAME,
+    not_of_evaluate,
+    read_evaluated,
+    read_lines,
+)
+from ganbert.report.scores import BASELINE, OURS, Agreement, format_number, name_methods
+from ganbert.run_folder import describe_damage
 
 BURDEN_NAME = "evaluation/burden.tsv"
 # Measure: (name for people, unit of its differences, decimals).
 _MEASURES = {"suvr": ("SUVR", "SUVR", 3), "centiloid": ("Centiloid", "CL", 1)}
 _FIGURES = ("bias", "lower_limit", "upper_limit", "pearson", "concordance")
-_METHODS = (GANBERT, BASELINE)
+_METHODS = (OURS, BASELINE)
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class Subjects:
     plots : Bland-Altman plots of the burden
     about : which regions make the burden, in which frame, of how many subjects
     centiloid : whose line to Centiloid, and how far it holds
+    suvr : method -> figures of the burden's agreement in SUVR
     """
 
     regions: AgreementTable | None
@@ -73,14 +80,16 @@ class Subjects:
     plots: list[Drawing]
     about: str
     centiloid: str
+    suvr: Agreement
 
 
-def read_subjects(run: Path, unit: str) -> Subjects | None:
+def read_subjects(run: Path, unit: str, ours: str) -> Subjects | None:
     """Read what `evaluate` found over subjects; None if it found nothing of the kind.
 
     Parameters
     ----------
     unit : of the PET
+    ours : name of the run's method
 
     Raises
     ------
@@ -90,22 +99,27 @@ def read_subjects(run: Path, unit: str) -> Subjects | None:
     file = run / SUMMARY_NAME
     if not file.exists():
         return None
+    content = read_evaluated(file)
     try:
-        content = json.loads(file.read_text())
         regions = _lines(content.get("agreement") or [])
         burden = content.get("burden")
         of_burden = _lines(burden["agreement"]) if burden else []
         about, centiloid = _about(burden, of_burden) if burden else ("", "")
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise not_of_evaluate(file, error) from error
+    except DAMAGES as error:
+        raise not_of_evaluate(file, describe_damage(error)) from error
     if not regions and not burden:
         return None
     return Subjects(
-        regions=_region_table(regions, unit),
-        burden=_burden_table(of_burden),
-        plots=_plots(run, of_burden),
+        regions=_region_table(regions, unit, ours),
+        burden=_burden_table(of_burden, ours),
+        plots=_plots(run, of_burden, ours),
         about=about,
         centiloid=centiloid,
+        suvr={
+            str(line.keys["method"]): line.values
+            for line in of_burden
+            if line.keys["measure"] == "suvr"
+        },
     )
 
 
@@ -163,30 +177,30 @@ def _heads(unit: str) -> list[str]:
     return [f"Bias{suffix}", f"Limits of agreement{suffix}", "Pearson", "Lin"]
 
 
-def _region_table(lines: Sequence[AgreementLine], unit: str) -> AgreementTable | None:
-    ours = [line for line in lines if line.keys["method"] == GANBERT]
-    last = max((line.keys["frame"] for line in ours), default=0)
+def _region_table(lines: Sequence[AgreementLine], unit: str, ours: str) -> AgreementTable | None:
+    own = [line for line in lines if line.keys["method"] == OURS]
+    last = max((line.keys["frame"] for line in own), default=0)
     rows = []
-    for line in ours:
+    for line in own:
         if line.keys["frame"] == last:
             name, region = str(line.keys.get("name", "n/a")), line.keys["region"]
             rows.append((f"region {region}" if name == "n/a" else name, _figures(line, 3)))
-    label = f"Agreement of regional means, GANBERT, frame {int(last) + 1}"
+    label = f"Agreement of regional means, {ours}, frame {int(last) + 1}"
     return AgreementTable(label, _heads(unit), rows) if rows else None
 
 
-def _burden_table(lines: Sequence[AgreementLine]) -> AgreementTable | None:
-    rows = []
+def _burden_table(lines: Sequence[AgreementLine], ours: str) -> AgreementTable | None:
+    rows, names = [], name_methods(ours)
     for measure, (name, unit, decimals) in _MEASURES.items():
         for line in lines:
             if line.keys["measure"] == measure:
-                method = METHOD_NAMES.get(line.keys["method"], line.keys["method"])
+                method = names.get(line.keys["method"], line.keys["method"])
                 what = f"{method}, {name}" + (f" ({unit})" if unit != name else "")
                 rows.append((what, _figures(line, decimals)))
     return AgreementTable("Agreement of the burden", _heads(""), rows) if rows else None
 
 
-def _plots(run: Path, lines: Sequence[AgreementLine]) -> list[Drawing]:
+def _plots(run: Path, lines: Sequence[AgreementLine], ours: str) -> list[Drawing]:
     """Draw the last measure that there is (Centiloid before SUVR), one plot a method."""
     measures = {line.keys["measure"] for line in lines}
     measure = next((name for name in reversed(_MEASURES) if name in measures), "")
@@ -194,7 +208,7 @@ def _plots(run: Path, lines: Sequence[AgreementLine]) -> list[Drawing]:
     if not measure or not file.exists():
         return []
     name, unit, decimals = _MEASURES[measure]
-    drawn = []
+    drawn, names = [], name_methods(ours)
     for line in lines:
         method = line.keys["method"]
         if line.keys["measure"] != measure or method not in _METHODS:
@@ -203,10 +217,10 @@ def _plots(run: Path, lines: Sequence[AgreementLine]) -> list[Drawing]:
         if not len(pairs):
             continue
         lower, bias, upper = (line.values[k] for k in ("lower_limit", "bias", "upper_limit"))
-        title = f"Burden ({name}): {METHOD_NAMES[method]}"
+        title = f"Burden ({name}): {names[method]}"
         low, middle, high = (format_number(v, decimals, signed=True) for v in (lower, bias, upper))
         text = (
-            f"Bland-Altman plot of the {name} burden, {METHOD_NAMES[method]} against the real PET, "
+            f"Bland-Altman plot of the {name} burden, {names[method]} against the real PET, "
             f"{len(pairs)} subjects: bias {middle} {unit}, limits of agreement {low} to {high}"
         )
         svg = draw_bland_altman(
@@ -220,14 +234,15 @@ def _plots(run: Path, lines: Sequence[AgreementLine]) -> list[Drawing]:
 def _pairs(file: Path, method: str, measure: str) -> np.ndarray:
     """Synthesised and real burden, (subjects, 2); the mean over the sessions of each."""
     wanted = (REAL, method, measure)
+
+    def pair(line: dict[str, str]) -> tuple[str, tuple[float, float]] | None:
+        texts = (line["burden_fake"], line["burden_real"])
+        keys = (line["reference"], line["method"], line["measure"])
+        if keys != wanted or "n/a" in texts:
+            return None
+        return line["subject"], (float(texts[0]), float(texts[1]))
+
     by_subject: dict[str, list[tuple[float, float]]] = {}
-    try:
-        for line in read_tsv(file):
-            texts = (line["burden_fake"], line["burden_real"])
-            keys = (line["reference"], line["method"], line["measure"])
-            if keys == wanted and "n/a" not in texts:
-                pair = (float(texts[0]), float(texts[1]))
-                by_subject.setdefault(line["subject"], []).append(pair)
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise not_of_evaluate(file, error) from error
+    for subject, values in filter(None, read_lines(file, pair)):
+        by_subject.setdefault(subject, []).append(values)
     return np.array([np.mean(pairs, axis=0) for pairs in by_subject.values()], np.float64)

@@ -143,6 +143,10 @@ _TRAINING: tuple[tuple[Chart, _Lines], ...] = (
         ),
     ),
     (
+        Chart("r1", "R1 penalty", "mean square change of logits", ()),
+        (("discriminator", "loss_r1_discriminator", SECOND),),
+    ),
+    (
         Chart("rate", "Learning rate", "learning rate, 1e-6", (), factor=1e6),
         (
             ("generator", "learning_rate_generator", FIRST),

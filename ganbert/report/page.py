@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.console import Console
 
 from ganbert import __version__
 from ganbert.atomic import write_text
@@ -21,7 +22,9 @@ from ganbert.report.pictures import Pictures, draw_pictures, draw_subjects
 from ganbert.report.run import (
     METRICS_NAME,
     MetricRow,
+    Summary,
     check_run,
+    compare_weights,
     read_log,
     read_metrics,
     read_settings,
@@ -36,6 +39,7 @@ from ganbert.report.scores import (
     score_tiles,
     training_tiles,
 )
+from ganbert.run_folder import discriminator_kind, name_method
 
 REPORT_NAME = "report.html"
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -53,13 +57,14 @@ _FACTS = {
 }
 
 
-def write_report(run: Path, *, data: Path | None = None) -> Path:
+def write_report(run: Path, *, data: Path | None = None, console: Console | None = None) -> Path:
     """Write `report.html` into a run folder, whole or not at all.
 
     Parameters
     ----------
     run : output folder of training; `evaluation/` in it may be missing
     data : the prepared folder, if it has moved since the training
+    console : where to say that the evaluation is of other weights; default: standard error
 
     Returns
     -------
@@ -68,24 +73,30 @@ def write_report(run: Path, *, data: Path | None = None) -> Path:
     Raises
     ------
     CheckpointError
-        If `run` is not a run folder, or its settings or log are torn.
+        If `run` is not a run folder, or its settings, log or model card are torn.
     DatasetError
         If `metrics.tsv`, `burden.tsv` or `summary.json` is torn.
     OutputError
         If the page cannot be written.
     """
     check_run(run)
-    file = run / REPORT_NAME
-    write_text(file, _render(run, data))
+    file, summary = run / REPORT_NAME, read_summary(run)
+    stale = compare_weights(run, summary)
+    write_text(file, _render(run, data, summary, stale))
+    if stale:
+        console = console or Console(stderr=True)
+        console.print(f"warning: {stale}", soft_wrap=True, markup=False, highlight=False)
     return file
 
 
-def _render(run: Path, data: Path | None) -> str:
-    settings, log, summary = read_settings(run), read_log(run), read_summary(run)
+def _render(run: Path, data: Path | None, summary: Summary | None, stale: str) -> str:
+    settings, log = read_settings(run), read_log(run)
     if data is None and "data" in settings:
         data = Path(settings["data"])
     headline = headline_rows(read_metrics(run), summary.headline_mask if summary else "")
-    unit = summary.unit if summary else ""
+    unit, ours = summary.unit if summary else "", name_method(settings)
+    # Before the pictures, which take time: what is torn shows at once.
+    agreement = read_subjects(run, unit, ours)
     subjects = name_subjects(len({r.subject for r in headline}), summary.split if summary else "")
     pictures, missing = _try_pictures(run, data, headline)
     environment = Environment(
@@ -99,12 +110,14 @@ def _render(run: Path, data: Path | None) -> str:
     return environment.get_template("report.html.j2").render(
         name=run.resolve().name,
         tracer=settings.get("tracer", ""),
-        verdict=judge(summary),
+        verdict=judge(summary, ours, agreement.suvr if agreement else None),
+        stale=stale,
         tiles=score_tiles(summary) + training_tiles(log),
-        tables=make_tables(summary),
-        by_subject=draw_subjects(headline, unit),
+        tables=make_tables(summary, ours),
+        by_subject=draw_subjects(headline, unit, ours),
+        kind=discriminator_kind(settings),
         subjects=subjects,
-        agreement=read_subjects(run, unit),
+        agreement=agreement,
         pictures=pictures,
         missing=missing,
         charts=draw_training(log.steps, log.columns),
@@ -137,7 +150,8 @@ def _without_folders(error: GanbertError) -> str:
 
 def _facts(settings: dict[str, Any]) -> list[tuple[str, str]]:
     shown = settings | ({"data": Path(settings["data"]).name} if "data" in settings else {})
-    facts = [(name, str(shown[key])) for key, name in _FACTS.items() if key in shown]
+    facts = [("Method", name_method(settings))] if discriminator_kind(settings) else []
+    facts += [(name, str(shown[key])) for key, name in _FACTS.items() if key in shown]
     versions = settings.get("versions")
     if isinstance(versions, dict):
         facts.append(("Packages", ", ".join(f"{name} {value}" for name, value in versions.items())))

@@ -28,10 +28,10 @@ from ganbert.report.panels import CaseFigures, choose_scales, draw_case
 from ganbert.report.run import MetricRow, find_prediction
 from ganbert.report.scores import (
     BASELINE,
-    GANBERT,
-    METHOD_NAMES,
     METRIC_HEADS,
+    OURS,
     format_number,
+    name_methods,
     name_metric,
 )
 
@@ -80,10 +80,8 @@ def image_label(image: Image) -> str:
 
 
 def choose_images(rows: list[MetricRow]) -> list[tuple[str, MetricRow]]:
-    """Choose the best, median and worst image by GANBERT's PSNR; fewer if there are fewer."""
-    ours = sorted(
-        (row for row in rows if row.method == GANBERT), key=lambda row: -row.values["psnr"]
-    )
+    """Choose the best, median and worst image by the run's PSNR; fewer if there are fewer."""
+    ours = sorted((row for row in rows if row.method == OURS), key=lambda row: -row.values["psnr"])
     if not ours:
         return []
     places = {"best": 0, "median": len(ours) // 2, "worst": len(ours) - 1}
@@ -110,7 +108,7 @@ def draw_pictures(run: Path, data: Path, rows: list[MetricRow]) -> Pictures:
     index = load_index(data)
     chosen = choose_images(rows)
     pets = {row.image: _read_pets(run, data, index, row.image)
-            for row in rows if row.method == GANBERT}  # fmt: skip
+            for row in rows if row.method == OURS}  # fmt: skip
     shown = [pets[row.image] for _, row in chosen]
     scales = choose_scales([real for real, _ in shown], [fake for _, fake in shown])
     cases = []
@@ -177,27 +175,33 @@ def _histograms(pets: list[tuple[Volume, Volume]], frames: list[str]) -> list[Dr
     return [*drawn, Drawing(title, text, draw_histogram(errors, unit, key="histogram-error"))]
 
 
-def draw_subjects(rows: list[MetricRow], unit: str) -> list[Drawing]:
-    """Draw GANBERT and the mean of the training PETs, subject by subject, for three metrics."""
+def draw_subjects(rows: list[MetricRow], unit: str, ours: str) -> list[Drawing]:
+    """Draw the run's method and the mean of the training PETs, by subject, for three metrics.
+
+    Parameters
+    ----------
+    ours : name of the run's method
+    """
     by_image = {
         method: {row.image: row.values for row in rows if row.method == method}
-        for method in (GANBERT, BASELINE)
+        for method in (OURS, BASELINE)
     }
-    images = [image for image in by_image[GANBERT] if image in by_image[BASELINE]]
+    images = [image for image in by_image[OURS] if image in by_image[BASELINE]]
     if not images:
         return []
-    images.sort(key=lambda image: -by_image[GANBERT][image]["psnr"])
+    images.sort(key=lambda image: -by_image[OURS][image]["psnr"])
     names, drawn = [image_label(image) for image in images], []
+    method_names = name_methods(ours)
     for metric in ("psnr", "ssim", "rmse"):
         values = {
-            METHOD_NAMES[method]: _finite([by_image[method][image][metric] for image in images])
+            method_names[method]: _finite([by_image[method][image][metric] for image in images])
             for method in by_image
         }
         (heading, _), direction = name_metric(metric, unit), METRIC_HEADS[metric][3]
-        ours, baseline = values.values()
-        wins = int(np.sum(direction * (ours - baseline) > 0))
+        own, baseline = values.values()
+        wins = int(np.sum(direction * (own - baseline) > 0))
         title = f"{metric.upper()} by subject ({'higher' if direction > 0 else 'lower'} is better)"
-        text = f"{title}: GANBERT is better than the mean of the training PETs in {wins} " \
+        text = f"{title}: {ours} is better than the mean of the training PETs in {wins} " \
                f"of {len(images)} images"  # fmt: skip
         svg = draw_by_subject(names, values, heading, key=f"subjects-{metric}")
         drawn.append(Drawing(title, text, svg))

@@ -6,12 +6,12 @@ before its first step, still gets a report that says so. A part that is there bu
 It draws nothing.
 """
 
-import csv
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +19,27 @@ import numpy.typing as npt
 from ganbert.data.index import Row
 from ganbert.errors import CheckpointError, DatasetError
 from ganbert.metrics import METRICS, Interval
-from ganbert.run_folder import DESCRIPTION_NAME, read_description
+from ganbert.model_card import read_card
+from ganbert.run_folder import (
+    CARD_NAME,
+    DESCRIPTION_NAME,
+    EXPORT_NAME,
+    describe_damage,
+    read_description,
+    read_object,
+)
+from ganbert.tables import read_tsv
 
 LOG_NAME = "log.jsonl"
 METRICS_NAME = "evaluation/metrics.tsv"
 SUMMARY_NAME = "evaluation/summary.json"
 PREDICTIONS_NAME = "evaluation/pet_fake"
 REAL = "real"
+# What reading a file that is cut off or damaged raises.
+DAMAGES = (KeyError, ValueError, TypeError, AttributeError, OverflowError)
+_EXPECTED, _REMEDY = "what `ganbert evaluate` writes", "run `ganbert evaluate` again"
 
+Made = TypeVar("Made")
 Array = npt.NDArray[np.float64]
 
 
@@ -83,12 +96,15 @@ class Summary:
     split : "test", "val" or "train", as evaluated
     unit : of the PET, for RMSE and MAE
     data_range : (low, high), in that unit
+    num_steps, weights_sha256 : of the generator that was evaluated; None in files of old
     """
 
     split: str
     unit: str
     data_range: tuple[float, float]
     scores: tuple[Score, ...]
+    num_steps: int | None = None
+    weights_sha256: str | None = None
 
     @property
     def headline_mask(self) -> str:
@@ -157,10 +173,6 @@ def read_settings(run: Path) -> dict[str, Any]:
     return read_description(run) if (run / DESCRIPTION_NAME).exists() else {}
 
 
-def _torn(file: Path, expected: str, found: str) -> CheckpointError:
-    return CheckpointError(file, expected=expected, found=found, remedy="restore it or train again")
-
-
 def read_log(run: Path) -> TrainingLog:
     """Read `log.jsonl`; empty if it is missing.
 
@@ -170,25 +182,43 @@ def read_log(run: Path) -> TrainingLog:
     Raises
     ------
     CheckpointError
-        If a line other than the last is not a JSON object with a step.
+        If it cannot be read, or a line other than the last is not a JSON object with a step.
     """
     file = run / LOG_NAME
-    lines = file.read_text().splitlines() if file.exists() else []
     by_step: dict[int, dict[str, Any]] = {}
+    lines = _read_lines(file)
     for number, line in enumerate(lines, start=1):
         try:
             content = json.loads(line)
             by_step[int(content["step"])] = content
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             if number == len(lines):
                 break
-            raise _torn(file, "a JSON object with a step", f"line {number}") from error
+            raise CheckpointError(
+                file,
+                expected="a JSON object with a step in each line",
+                found=f"line {number}, which is cut off or damaged",
+                remedy="remove that line",
+            ) from error
     steps = sorted(by_step)
     keys = {key for content in by_step.values() for key in content}
     columns = {
         key: np.array([_number(by_step[step].get(key)) for step in steps]) for key in sorted(keys)
     }
     return TrainingLog(np.array(steps, np.float64), columns)
+
+
+def _read_lines(file: Path) -> list[str]:
+    if not file.exists():
+        return []
+    try:
+        # What is no text makes a line that is no JSON, which has its own error.
+        return file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        remedy = "make it readable, or move it away"
+        raise CheckpointError(
+            file, expected="a training log", found=describe_damage(error), remedy=remedy
+        ) from error
 
 
 def _number(value: object) -> float:
@@ -206,13 +236,20 @@ def read_summary(run: Path) -> Summary | None:
     file = run / SUMMARY_NAME
     if not file.exists():
         return None
+    content = read_evaluated(file)
     try:
-        content = json.loads(file.read_text())
         low, high = (float(end) for end in content["data_range"])
         scores = tuple(_score(line) for line in content["results"])
-        return Summary(str(content["split"]), str(content["unit"]), (low, high), scores)
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise not_of_evaluate(file, error) from error
+        return Summary(
+            split=str(content["split"]),
+            unit=str(content["unit"]),
+            data_range=(low, high),
+            scores=scores,
+            num_steps=content.get("num_steps"),
+            weights_sha256=content.get("weights_sha256"),
+        )
+    except DAMAGES as error:
+        raise not_of_evaluate(file, describe_damage(error)) from error
 
 
 def _score(line: dict[str, Any]) -> Score:
@@ -225,14 +262,20 @@ def _score(line: dict[str, Any]) -> Score:
     return Score(**{name: str(line[name]) for name in names}, interval=interval)
 
 
-def not_of_evaluate(file: Path, error: Exception) -> DatasetError:
-    """Return the error that says that a file is torn."""
-    return DatasetError(
-        file,
-        expected="what `ganbert evaluate` writes",
-        found=f"{type(error).__name__} {error}",
-        remedy="run `ganbert evaluate` again",
-    )
+def read_evaluated(file: Path) -> dict[str, Any]:
+    """Read a JSON object that `evaluate` has written.
+
+    Raises
+    ------
+    DatasetError
+        If it is cut off or damaged.
+    """
+    return read_object(file, expected=_EXPECTED, remedy=_REMEDY, kind=DatasetError)
+
+
+def not_of_evaluate(file: Path, found: str) -> DatasetError:
+    """Return the error that says that a file is cut off or damaged."""
+    return DatasetError(file, expected=_EXPECTED, found=found, remedy=_REMEDY)
 
 
 def read_metrics(run: Path) -> list[MetricRow]:
@@ -241,17 +284,34 @@ def read_metrics(run: Path) -> list[MetricRow]:
     Raises
     ------
     DatasetError
-        If a column is missing or a number is not one.
+        If a column is missing, a number is not one or a line is cut off.
     """
     file = run / METRICS_NAME
-    if not file.exists():
-        return []
-    with file.open(newline="") as stream:
-        lines = list(csv.DictReader(stream, delimiter="\t"))
+    return read_lines(file, _metric_row) if file.exists() else []
+
+
+def read_lines(file: Path, convert: Callable[[dict[str, str]], Made]) -> list[Made]:
+    """Read a table that `evaluate` has written, and make something of each line.
+
+    Raises
+    ------
+    DatasetError
+        If it cannot be read, or `convert` finds a column missing or a value that is none.
+    """
     try:
-        return [_metric_row(line) for line in lines]
-    except (KeyError, ValueError, TypeError) as error:
-        raise not_of_evaluate(file, error) from error
+        lines = read_tsv(file)
+    except (OSError, ValueError) as error:
+        raise not_of_evaluate(file, describe_damage(error)) from error
+    made = []
+    for number, line in enumerate(lines, start=2):
+        try:
+            made.append(convert(line))
+        except DAMAGES as error:
+            found = f"line {number}, which is cut off or damaged"
+            if isinstance(error, KeyError):
+                found = describe_damage(error)
+            raise not_of_evaluate(file, found) from error
+    return made
 
 
 def _metric_row(line: dict[str, str]) -> MetricRow:
@@ -270,6 +330,32 @@ def _metric_row(line: dict[str, str]) -> MetricRow:
 
 def _metric(text: str) -> float:
     return math.nan if text in ("", "n/a") else float(text)
+
+
+def compare_weights(run: Path, summary: Summary | None) -> str:
+    """Say that an evaluation is not of the generator that the run has now.
+
+    Returns
+    -------
+    A sentence; empty if it is, or if there is no evaluation or no generator to compare.
+
+    Raises
+    ------
+    CheckpointError
+        If the generator's card is torn.
+    """
+    if summary is None or not (run / EXPORT_NAME / CARD_NAME).exists():
+        return ""
+    card = read_card(run / EXPORT_NAME)
+    if card.weights_sha256 == summary.weights_sha256:
+        return ""
+    again = "run `ganbert evaluate RUN` again"
+    if summary.weights_sha256 is None:
+        return f"This evaluation does not say which weights it is of; {again}."
+    return (
+        f"This evaluation is of other weights (step {summary.num_steps}) than the run has now "
+        f"(step {card.num_steps}); {again}."
+    )
 
 
 def find_prediction(run: Path, row: Row) -> Path:

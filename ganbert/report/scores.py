@@ -1,11 +1,14 @@
 """What the numbers say: the verdict, the key-number tiles and the metrics tables.
 
-The verdict is about the difference between GANBERT and the mean of the training PETs, paired over
-held-out subjects, and it says so when GANBERT loses or when the interval does not exclude zero.
-Means and intervals are those of `evaluate`; nothing is averaged here.
+The verdict is about the difference between the run's method and the mean of the training PETs,
+paired over held-out subjects, and it says so when the method loses or when the interval does not
+exclude zero. Beside the PSNR it says how the burden agrees, where there is one: a PET may be near
+in every voxel and carry nothing of what it was made for. Means and intervals are those of
+`evaluate`; nothing is averaged here.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +16,11 @@ import numpy as np
 from ganbert.metrics import GAIN, Interval
 from ganbert.report.run import REAL, MetricRow, Score, Summary, TrainingLog
 
-GANBERT, BASELINE = "ganbert", "mean_of_training"
-METHOD_NAMES = {
-    GANBERT: "GANBERT",
-    BASELINE: "Mean of training PETs",
-    "zero": "Zero (empty image)",
-}
+# As `evaluate` calls the run's method in its files, whatever it has trained.
+OURS, BASELINE = "ganbert", "mean_of_training"
+# Method -> figures over subjects and their bounds, see `ganbert.agreement.agreement_lines`.
+Agreement = Mapping[str, Mapping[str, float]]
+_OTHERS = {BASELINE: "Mean of training PETs", "zero": "Zero (empty image)"}
 MASK_NAMES = {"fov": "whole field of view", "head": "head only"}
 REFERENCE_NAMES = {REAL: "the real PET", "truth": "the phantom's noise-free truth"}
 # Metric: (heading, decimals, whether it carries the PET's unit, 1 if higher is better else -1).
@@ -85,39 +87,95 @@ def headline_rows(rows: list[MetricRow], mask: str) -> list[MetricRow]:
     return [row for row in rows if (row.reference, row.mask) == (REAL, mask)]
 
 
-def judge(summary: Summary | None) -> Verdict:
-    """Compare GANBERT with the mean of the training PETs, subject by subject."""
-    ours, baseline, gain = (
-        summary.headline(method, "psnr") if summary else None
-        for method in (GANBERT, BASELINE, GAIN)
+def name_methods(ours: str) -> dict[str, str]:
+    """Return method -> its name for people, in the order in which they are shown.
+
+    Parameters
+    ----------
+    ours : name of the run's own method
+    """
+    return {OURS: ours, **_OTHERS}
+
+
+def judge(summary: Summary | None, ours: str, burden: Agreement | None = None) -> Verdict:
+    """Compare the run's method with the mean of the training PETs, subject by subject.
+
+    Parameters
+    ----------
+    ours : name of the run's method
+    burden : method -> its agreement with the real PET in SUVR of the composite, if there is one
+
+    Returns
+    -------
+    Verdict
+        "better" only if PSNR is, and Lin's concordance of the burden is not within its interval of
+        zero.
+    """
+    own, baseline, gain = (
+        summary.headline(method, "psnr") if summary else None for method in (OURS, BASELINE, GAIN)
     )
-    if not (summary and ours and baseline and gain):
+    if not (summary and own and baseline and gain):
         text = "This run has not been compared with real PET, so nothing is known about the " \
                "quality of its images."  # fmt: skip
         return Verdict("none", "Not evaluated yet", text)
     mask = MASK_NAMES.get(summary.headline_mask, summary.headline_mask)
     sentence = (
-        f"On {name_subjects(gain.num, summary.split)}, GANBERT reaches a PSNR of "
-        f"{format_number(ours.mean, 2)} dB ({mask}), the mean of the training PETs "
+        f"On {name_subjects(gain.num, summary.split)}, {ours} reaches a PSNR of "
+        f"{format_number(own.mean, 2)} dB ({mask}), the mean of the training PETs "
         f"{format_number(baseline.mean, 2)} dB: a paired difference of "
         f"{format_number(gain.mean, 2, signed=True)} dB"
     )
     if math.isnan(gain.low):
-        return Verdict("unclear", "No confidence interval: too few subjects", f"{sentence}.")
-    low, high = (format_number(v, 2, signed=True) for v in (gain.low, gain.high))
-    sentence += f", 95% confidence interval {low} to {high} dB."
-    for tone, text, holds in (
-        ("better", "GANBERT has a higher PSNR than the mean of the training PETs", gain.low > 0),
-        ("worse", "GANBERT has a lower PSNR than the mean of the training PETs", gain.high < 0),
-        (
-            "unclear",
-            "GANBERT's PSNR cannot be told from that of the mean of the training PETs",
-            True,
-        ),
-    ):
-        if holds:
-            return Verdict(tone, text, sentence)
-    raise AssertionError("unreachable")
+        tone, text, sentence = "unclear", "No confidence interval: too few subjects", f"{sentence}."
+    else:
+        low, high = (format_number(v, 2, signed=True) for v in (gain.low, gain.high))
+        sentence += f", 95% confidence interval {low} to {high} dB."
+        tone, text = _compare_psnr(gain, ours)
+    if burden and OURS in burden:
+        text += f"; {_burden_clause(burden[OURS])}"
+        sentence += _burden_sentence(burden)
+        if burden[OURS]["concordance_low"] <= 0 and tone == "better":
+            tone = "unclear"
+    return Verdict(tone, text, sentence)
+
+
+def _compare_psnr(gain: Interval, ours: str) -> tuple[str, str]:
+    """Tone and headline."""
+    if gain.low > 0:
+        return "better", f"{ours} has a higher PSNR than the mean of the training PETs"
+    if gain.high < 0:
+        return "worse", f"{ours} has a lower PSNR than the mean of the training PETs"
+    text = f"The PSNR of {ours} cannot be told from that of the mean of the training PETs"
+    return "unclear", text
+
+
+def _burden_clause(figures: Mapping[str, float]) -> str:
+    if math.isnan(figures["bias"]):
+        return "no subject has a burden (SUVR of the composite)"
+    bias = format_number(figures["bias"], 3, signed=True)
+    lin = format_number(figures["concordance"], 2)
+    return f"burden (SUVR of the composite): bias {bias}, Lin's concordance {lin}"
+
+
+def _burden_sentence(burden: Agreement) -> str:
+    """Intervals, and how the mean of the training PETs does."""
+
+    def text(name: str, decimals: int, *, signed: bool = False) -> str:
+        value, low, high = (
+            format_number(burden[OURS][f"{name}{end}"], decimals, signed=signed)
+            for end in ("", "_low", "_high")
+        )
+        return value if low == "n/a" else f"{value} [{low}, {high}]"
+
+    if math.isnan(burden[OURS]["bias"]):
+        return ""
+    sentence = f" Burden: bias {text('bias', 3, signed=True)} SUVR, "
+    sentence += f"Lin's concordance with the real PET {text('concordance', 2)}"
+    if BASELINE in burden:
+        bias = format_number(burden[BASELINE]["bias"], 3, signed=True)
+        lin = format_number(burden[BASELINE]["concordance"], 2)
+        sentence += f"; of the mean of the training PETs {bias} and {lin}"
+    return f"{sentence}."
 
 
 def name_subjects(number: int, split: str) -> str:
@@ -149,8 +207,8 @@ def score_tiles(summary: Summary | None) -> list[Tile]:
     """Make the tiles of the evaluation; none without one."""
     tiles, num = [], 0
     for name, method, metric, unit, decimals in (
-        ("PSNR", GANBERT, "psnr", "dB", 2),
-        ("SSIM", GANBERT, "ssim", "", 3),
+        ("PSNR", OURS, "psnr", "dB", 2),
+        ("SSIM", OURS, "ssim", "", 3),
         ("PSNR above the mean PET", GAIN, "psnr", "dB", 2),
     ):
         value = summary.headline(method, metric) if summary else None
@@ -204,19 +262,29 @@ def _duration(seconds: float) -> Tile:
     return Tile(f"{seconds:.0f}", "s", "Training time")
 
 
-def make_tables(summary: Summary | None) -> list[Table]:
-    """Make one table per tracer, mask and reference."""
+def make_tables(summary: Summary | None, ours: str) -> list[Table]:
+    """Make one table per tracer, mask and reference.
+
+    Parameters
+    ----------
+    ours : name of the run's method
+    """
     groups: dict[tuple[str, str, str], list[Score]] = {}
     for score in summary.scores if summary else ():
         groups.setdefault((score.tracer, score.mask, score.reference), []).append(score)
-    return [_make_table(group, summary) for group in groups.values() if summary]
+    names = name_methods(ours)
+    return [_make_table(group, summary, names) for group in groups.values() if summary]
 
 
-def _make_table(scores: list[Score], summary: Summary) -> Table:
+def _make_table(scores: list[Score], summary: Summary, names: dict[str, str]) -> Table:
     first = scores[0]
     low, high = summary.data_range
     values = {(score.method, score.metric): score.interval for score in scores}
-    methods = sorted({score.method for score in scores} - {GAIN}, key=_method_order)
+    order = list(names)
+    methods = sorted(
+        {score.method for score in scores} - {GAIN},
+        key=lambda method: (order.index(method) if method in names else len(order), method),
+    )
     # Runs from before a metric was computed do not have it.
     known = [m for m in METRIC_HEADS if all((k, m) in values for k in methods)]
     best = {m: _best(methods, {k: values[k, m] for k in methods}, m) for m in known}
@@ -235,13 +303,8 @@ def _make_table(scores: list[Score], summary: Summary) -> Table:
         data_range=f"{low:g} to {high:g} {summary.unit}",
         subjects=name_subjects(first.interval.num, summary.split),
         heads=[name_metric(metric, summary.unit) for metric in known],
-        rows=[(METHOD_NAMES.get(method, method), line) for method, line in cells.items()],
+        rows=[(names.get(method, method), line) for method, line in cells.items()],
     )
-
-
-def _method_order(method: str) -> tuple[int, str]:
-    known = list(METHOD_NAMES)
-    return (known.index(method) if method in known else len(known), method)
 
 
 def _best(methods: list[str], values: dict[str, Interval], metric: str) -> str:

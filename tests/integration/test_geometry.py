@@ -23,7 +23,8 @@ from ganbert.data.index import Index, load_index
 from ganbert.data.loader import build_loader
 from ganbert.data.nifti import read_cache
 from ganbert.infer import infer
-from ganbert.predict import Predictor, read_card
+from ganbert.model_card import read_card
+from ganbert.predict import Predictor
 from ganbert.prepare import prepare
 from tests.bids_tree import write_description, write_pet
 from tests.unit.test_nifti import ORIENTATIONS

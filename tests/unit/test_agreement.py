@@ -184,6 +184,16 @@ def test_the_bootstrap_is_seeded_and_surrounds_the_mean() -> None:
     assert result.high - result.low == pytest.approx(2 * 1.96 * error, rel=0.15)
 
 
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=20))
+def test_the_bootstrap_does_not_leave_the_range_of_the_differences(
+    pairs: list[tuple[float, float]],
+) -> None:
+    differences = [a - b for a, b in pairs]
+    result = paired_bootstrap(*zip(*pairs, strict=True), num=99)
+    if math.isfinite(result.low):
+        assert min(differences) - 1e-9 <= result.low <= result.high <= max(differences) + 1e-9
+
+
 def test_the_bootstrap_of_one_difference_or_one_subject() -> None:
     equal = paired_bootstrap((3.0, 4.0, 5.0), (1.0, 2.0, 3.0))
     assert (equal.value, equal.low, equal.high) == (2, 2, 2)

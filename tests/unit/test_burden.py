@@ -17,6 +17,7 @@ from ganbert.burden import (
     why_left_out,
 )
 from ganbert.data.phantom_template import REGIONS
+from ganbert.data.regions import reference_labels
 from ganbert.errors import ConfigError
 from ganbert.tracers import TRACERS
 
@@ -54,11 +55,11 @@ def test_the_reference_is_that_of_the_tracer() -> None:
 
 def test_freesurfer_names_are_known_and_both_sides_taken() -> None:
     row = TRACERS["AV45"].burden[1]
-    names = dict(enumerate((*row.target, *row.reference, "WM"), 1))
+    sides = [f"{s}-Cerebellum-{t}" for t in ("Cortex", "White-Matter") for s in ("Left", "Right")]
+    names = dict(enumerate((*row.target, *sides, "WM"), 1))
     found = plan_burden("AV45", names)
     assert found is not None
     assert {"ctx-lh-precuneus", "ctx-rh-precuneus"} <= set(found.target)
-    sides = [f"{s}-Cerebellum-{t}" for t in ("Cortex", "White-Matter") for s in ("Left", "Right")]
     assert list(found.reference) == sides
     assert len(found.target_labels) == 36
     # Without one of them the composite would be another one.
@@ -85,10 +86,10 @@ def test_one_side_may_come_from_the_tracer_table() -> None:
 @pytest.mark.parametrize(
     ("target", "reference", "names", "message"),
     [
-        (["frontl"], ["cerebellum"], NAMES, "--target-regions: .*'frontl'; did you mean frontal"),
-        (["frontal"], ["pons"], NAMES, r"--reference-regions: .*'pons'; did you mean Pons\?"),
+        (["frontl"], ["cerebellum"], NAMES, "--target-regions: .*'frontl'; did you mean 'frontal'"),
+        (["frontal"], ["PON"], NAMES, r"--reference-regions: .*'PON'; did you mean 'Pons'\?"),
         (["xyz"], ["cerebellum"], NAMES, "choose among Pons, cerebellum, frontal, insula"),
-        (["frontal"], None, NAMES, "--reference-regions: .*give both"),
+        (["frontal"], None, {1: "frontal"}, "--reference-regions: .*give both"),
         (None, ["cerebellum"], NAMES, "--target-regions: .*give both"),
         ([], ["cerebellum"], NAMES, "separate them by commas"),
         (["frontal"], ["cerebellum"], {}, "found none in its index; put a _dseg"),
@@ -101,6 +102,28 @@ def test_names_that_do_not_fit_are_one_line(
     with pytest.raises(ConfigError, match=message) as caught:
         plan_burden("AV45", names, target, reference)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "asked", ["precuneus_posterior_cingulate", "Precuneus-Posterior cingulate"]
+)
+def test_case_and_what_joins_the_words_do_not_count(asked: str) -> None:
+    found = plan_burden("AV45", PHANTOM, [asked, "FRONTAL", "frontal"], ["Whole Cerebellum"])
+    assert found is not None
+    assert found.target == ("precuneus_posterior_cingulate", "frontal")
+    assert found.reference == ("cerebellar_grey_matter", "cerebellar_white_matter")
+
+
+@pytest.mark.parametrize("tracer", TRACERS)
+@pytest.mark.parametrize("entry", [0, 1])
+def test_prepare_and_burden_divide_by_the_same_region(tracer: str, entry: int) -> None:
+    aseg = [f"{s}-Cerebellum-{t}" for s in ("Left", "Right") for t in ("White-Matter", "Cortex")]
+    own = dict(enumerate([*TRACERS[tracer].burden[entry].target, *aseg, "Brain-Stem", "Pons"], 1))
+    for names in (PHANTOM, own):
+        found = plan_burden(tracer, names)
+        assert found is not None
+        of_prepare = reference_labels(names, [TRACERS[tracer].reference_region])
+        assert tuple(sorted(found.reference_labels)) == of_prepare
 
 
 def test_many_names_are_not_all_listed() -> None:
@@ -141,9 +164,12 @@ def test_a_region_without_a_voxel_leaves_a_gap() -> None:
 def test_lines_compare_suvr_and_centiloid() -> None:
     pets, references = {"ganbert": pet(2, 4, 9, 2, 2, 0)}, {"real": pet(2, 4, 9, 1, 3, 0)}
     references["truth"] = pet(3, 3, 9, 3, 3, 0)
-    chosen = plan(["frontal"], ["cerebellum"])
+    chosen = plan_burden("AV45", PHANTOM)
+    assert chosen is not None
+    # Frontal twice, insula (no part of the composite), both parts of the cerebellum.
+    labels = np.array([14, 14, 16, 3, 4, 0]).reshape(1, 1, 6)
     lines = list(
-        burden_lines({"subject": "01", "tracer": "AV45"}, pets, references, LABELS, chosen)
+        burden_lines({"subject": "01", "tracer": "AV45"}, pets, references, labels, chosen)
     )
     assert [(line["reference"], line["measure"]) for line in lines] == [
         ("real", "suvr"), ("real", "centiloid"), ("truth", "suvr"), ("truth", "centiloid"),
@@ -157,14 +183,31 @@ def test_lines_compare_suvr_and_centiloid() -> None:
     assert set(BURDEN_KEYS) <= suvr.keys()
     about = describe_burden(chosen, lines)
     assert about["centiloid_source"].startswith("Navitsky")
-    # With regions of the user's own it holds even less far.
-    assert about["centiloid_note"].endswith(
-        "unless what was asked for is cortex over whole cerebellum."
-    )
-    of_table = plan_burden("AV45", PHANTOM)
-    assert of_table is not None
-    assert describe_burden(of_table, lines)["centiloid_note"].endswith("an approximation.")
+    assert about["centiloid_note"].endswith("an approximation.")
     assert (about["num_subjects"], about["frame"]) == (1, 1)
+
+
+def test_regions_of_ones_own_have_no_centiloid_and_it_is_said_why() -> None:
+    images = {"ganbert": pet(2, 4, 9, 2, 2, 0)}
+    for regions in (
+        (["frontal"], None),
+        (None, ["pons"]),
+        (["frontal", "insula"], ["cerebellar_grey_matter"]),
+    ):
+        chosen = plan_burden("AV45", PHANTOM, *regions)
+        assert chosen is not None
+        lines = list(burden_lines({"subject": "01"}, images, images, LABELS, chosen))
+        assert [line["measure"] for line in lines] == ["suvr"]
+        about = describe_burden(chosen, lines)
+        assert about["centiloid_source"] is None
+        assert about["centiloid_note"].startswith("No Centiloid: it is defined for the standard")
+
+
+def test_to_ask_for_the_standard_regions_is_to_ask_for_nothing() -> None:
+    by_default = plan_burden("AV45", PHANTOM)
+    assert by_default is not None
+    assert plan_burden("AV45", PHANTOM, by_default.target, ["whole cerebellum"]) == by_default
+    assert by_default.is_standard
 
 
 def test_a_tracer_without_a_scale_has_suvr_alone() -> None:

@@ -154,6 +154,25 @@ def test_users_mistake_is_one_line_and_2(
     assert not list(tmp_path.iterdir()), "something half-written stays"
 
 
+@pytest.mark.parametrize(
+    ("options", "regions"),
+    [
+        ([], None),
+        (["--target-regions", "a, b,"], ["a", "b"]),
+        (["--target-regions", "a", "--target-regions", "b,c"], ["a", "b", "c"]),
+    ],
+)
+def test_regions_are_given_with_commas_or_several_times(
+    options: list[str], regions: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr("ganbert.evaluate.evaluate", lambda run, **others: asked.append(others))
+    other = [word.replace("target", "reference") for word in options]
+    result = CliRunner().invoke(app, ["evaluate", "run", *options, *other])
+    assert result.exit_code == 0, result.output
+    assert asked[0]["target_regions"] == asked[0]["reference_regions"] == regions
+
+
 def test_train_starts_the_launcher_and_returns_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 

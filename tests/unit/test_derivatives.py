@@ -8,7 +8,7 @@ from bids.layout import parse_file_entities
 from ganbert import derivatives
 from ganbert.config import ModelCard
 from ganbert.errors import OutputError
-from ganbert.predict import read_card
+from ganbert.model_card import read_card
 from ganbert.tracers import TRACERS
 
 T1W = PurePosixPath("sub-01/ses-b/anat/sub-01_ses-b_T1w.nii.gz")

@@ -41,6 +41,10 @@ QUIET = Console(file=io.StringIO())
 CENTRE = (3.0, -10.0, 5.0)
 MRI_AFFINE, PET_AFFINE = grid_affine(CENTRE, TINY_MRI_GRID), grid_affine(CENTRE, TINY_PET_GRID)
 NAMES = {1: "target", 2: "reference", 3: "nowhere"}
+# The standard composite of the phantom, all of it in one region.
+COMPOSITE = ("frontal", "anterior_cingulate", "precuneus_posterior_cingulate", "lateral_parietal",
+             "lateral_temporal")  # fmt: skip
+STANDARD = {1: COMPOSITE[0], 2: "cerebellum", **dict(enumerate(COMPOSITE[1:], 3))}
 SPLITS = {"a": "train", "b": "train", "c": "train", "d": "val", "e": "test", "f": "test"}
 
 
@@ -224,14 +228,17 @@ def test_agreement_is_over_subjects_per_region_frame_and_method(run: Path) -> No
 
 
 def test_regions_carry_their_names(run: Path) -> None:
-    prepared = run.parent / "data"
-    index = load_index(prepared)
-    save_index(index.model_copy(update={"region_names": {1: "target"}}), prepared)
-    write_run(run, prepared)
+    rename_regions(run, {1: "target"})
     folder = evaluate(run, console=QUIET)
     for table in ("regions.tsv", "agreement.tsv"):
         pairs = {(x["region"], x["name"]) for x in read_tsv(folder / table)}
         assert pairs == {("1", "target"), ("2", "n/a")}
+
+
+def rename_regions(run: Path, names: dict[int, str]) -> None:
+    prepared = run.parent / "data"
+    save_index(load_index(prepared).model_copy(update={"region_names": names}), prepared)
+    write_run(run, prepared)
 
 
 def ask_for(run: Path, target: str, reference: str, console: Console = QUIET) -> Path:
@@ -239,7 +246,8 @@ def ask_for(run: Path, target: str, reference: str, console: Console = QUIET) ->
 
 
 def test_the_burden_is_in_the_last_frame_and_divided_by_each_own_reference(run: Path) -> None:
-    folder = ask_for(run, "target", "reference")
+    rename_regions(run, STANDARD)
+    folder = evaluate(run, console=QUIET)
     lines = read_tsv(folder / "burden.tsv")
     assert len(lines) == 2 * 2 * 2 * 2  # subjects, references, methods, measures
     prepared = run.parent / "data"
@@ -260,18 +268,30 @@ def test_the_burden_is_in_the_last_frame_and_divided_by_each_own_reference(run: 
     of_both = only(agreement, **keys)
     assert float(of_both["bias"]) == pytest.approx(np.mean(biases), rel=1e-3)
     burden = json.loads((folder / "summary.json").read_text())["burden"]
-    assert burden["target_regions"] == ["target"]
+    assert burden["target_regions"] == list(COMPOSITE)
     assert len(burden["agreement"]) == len(agreement) == 8
 
 
-def test_the_tables_fit_80_columns_and_name_the_source(run: Path) -> None:
+def test_regions_of_ones_own_have_no_centiloid(run: Path) -> None:
     console = Console(file=io.StringIO(), width=80)
-    ask_for(run, "target", "reference", console)
+    folder = ask_for(run, "target", "reference", console)
+    lines = read_tsv(folder / "burden.tsv")
+    assert len(lines) == 2 * 2 * 2  # subjects, references, methods
+    assert {x["measure"] for x in lines} == {"suvr"}
+    text = " ".join(console.file.getvalue().split())
+    assert "SUVR of target over reference" in text
+    assert "No Centiloid: it is defined for the standard cortical composite" in text
+
+
+def test_the_tables_fit_80_columns_and_name_the_source(run: Path) -> None:
+    rename_regions(run, STANDARD)
+    console = Console(file=io.StringIO(), width=80)
+    evaluate(run, console=console)
     text = console.file.getvalue()
     assert max(map(len, text.splitlines())) <= 80
     assert "\u2026" not in text
     words = " ".join(text.split())
-    for part in ("Wasserstein-1 (SUVR)", "recall of top 1 %", "SUVR of target over reference",
+    for part in ("Wasserstein-1 (SUVR)", "recall of top 1 %", "lateral_temporal over cerebellum",
                  "frame 2 (the last)", "Navitsky et al. 2018", "an approximation"):  # fmt: skip
         assert part in words
 
@@ -293,7 +313,7 @@ def test_a_region_that_no_subject_has_leaves_gaps(run: Path) -> None:
 
 
 def test_an_unknown_region_is_refused_before_any_work(run: Path) -> None:
-    with pytest.raises(ConfigError, match="'targt'; did you mean target"):
+    with pytest.raises(ConfigError, match="'targt'; did you mean 'target'"):
         ask_for(run, "targt", "reference")
     assert not (run / "evaluation").exists()
 
@@ -326,8 +346,35 @@ def test_the_table_shows_the_methods_and_the_range(run: Path) -> None:
     console = Console(file=io.StringIO(), width=120)
     evaluate(run, console=console)
     text = console.file.getvalue()
-    for word in ("ganbert - mean", "training mean", "zero", "0 to 3 SUVR", "window 9"):
+    for word in ("GANBERT", "training mean", "zero", "difference", "0 to 3 SUVR", "window 9"):
         assert word in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("none", "L1 alone"),
+        ("patchgan", "pix2pix (PatchGAN)"),
+        ("bert_patchgan", "GANBERT with CNN-D"),
+    ],
+)
+def test_the_tables_call_the_run_what_it_is_and_the_files_as_ever(
+    kind: str, name: str, run: Path
+) -> None:
+    rename_regions(run, STANDARD)
+    description = json.loads((run / "run.json").read_text())
+    description["recipe"]["run"]["discriminator"]["kind"] = kind
+    (run / "run.json").write_text(json.dumps(description))
+    console = Console(file=io.StringIO(), width=80)
+    folder = evaluate(run, console=console)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\u2026" not in text
+    assert text.replace("\n", " ").count(name.partition(" ")[0]) == 3 + 2
+    assert json.loads((folder / "summary.json").read_text())["method_name"] == name
+    for table in ("metrics", "summary", "regions", "agreement", "burden", "burden_agreement"):
+        methods = {line["method"] for line in read_tsv(folder / f"{table}.tsv")}
+        assert {"ganbert", "mean_of_training"} <= methods
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

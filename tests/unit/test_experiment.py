@@ -1,7 +1,13 @@
 """What benchmarks/experiment.py keeps, refuses and pairs; the trainings themselves are replaced."""
 
 import importlib.util
+import os
+import signal
+import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +19,7 @@ OPTIONS = {"subjects": 4, "cohort_seed": 1, "size": "tiny", "max_steps": 1, "spl
 
 @pytest.fixture
 def experiment(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     spec = importlib.util.spec_from_file_location("experiment", ROOT / "benchmarks/experiment.py")
     assert spec is not None
     assert spec.loader is not None
@@ -61,6 +68,61 @@ def test_figures_of_another_recipe_are_not_mixed_in(
     experiment.make_cells([weak], tmp_path, OPTIONS, None, 1)
     with pytest.raises(SystemExit, match="another recipe"):
         experiment.make_cells([strong], tmp_path, OPTIONS, None, 1)
+
+
+@pytest.fixture
+def _handlers() -> Iterator[None]:
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in former.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_ctrl_c_is_one_line_and_130(
+    experiment: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    commands, log = experiment.Commands(1), tmp_path / "log"
+
+    def interrupt() -> None:
+        while not log.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    # A command that would take minutes.
+    options = ("--subjects", 500, "--size", "paper", "--jobs", 1)
+    with pytest.raises(SystemExit) as left:
+        commands.run(log, "phantom", tmp_path / "out", *options)
+    thread.join()
+    assert left.value.code == 130
+    said = "interrupted; run the same command again to go on (what is at work saves first)\n"
+    assert capfd.readouterr().err == said
+    # What waits for its turn does not begin.
+    with pytest.raises(SystemExit) as left:
+        commands.run(log, "phantom", tmp_path / "other")
+    assert left.value.code == 130
+    assert not (tmp_path / "other").exists()
+
+
+def test_ctrl_c_ends_a_measurement_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-u", str(ROOT / "benchmarks/layouts.py"), "--work", str(tmp_path)]
+    benchmark = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert benchmark.stdout is not None
+    assert benchmark.stdout.readline().startswith("| layout")
+    os.killpg(benchmark.pid, signal.SIGINT)  # as the terminal does
+    _, said = benchmark.communicate(timeout=120)
+    assert (benchmark.returncode, said) == (130, "interrupted; run the same command again\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
+def test_every_script_that_runs_ends_so(script: Path) -> None:
+    text = script.read_text()
+    assert "__main__" not in text or "    with interruptible():\n        main()" in text
 
 
 def test_recipe_does_not_depend_on_seed_but_on_every_setting(experiment: Any) -> None:

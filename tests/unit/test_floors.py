@@ -25,6 +25,7 @@ FLOORS = (
         "engine_config",
         "losses",
         "metrics",
+        "model_card",
         "ranks",
         "scales",
         "telemetry",

@@ -22,6 +22,7 @@ from ganbert.metrics import (
     image_metrics,
     paired_difference,
     regional_means,
+    share_interval,
     ssim_map,
     ssim_window,
     summarise,
@@ -150,6 +151,46 @@ def test_an_interval_of_one_subject_or_of_infinite_values_has_no_bounds() -> Non
     assert math.isnan(one.low)
     assert math.isnan(confidence_interval([1.0, math.inf]).high)
     assert confidence_interval([]).num == 0
+
+
+def test_the_interval_of_a_share_by_hand() -> None:
+    # Mean 0.2, standard error 0.1 / sqrt(3), t(0.975, 2) = 4.3027; logit(0.2) = -1.3863, and the
+    # half width 0.24841 becomes 0.24841 / 0.16 = 1.55259: expit(-2.9389), expit(0.1663).
+    interval = share_interval([0.1, 0.2, 0.3])
+    assert interval.mean == pytest.approx(0.2)
+    assert (interval.low, interval.high) == pytest.approx((0.0503, 0.5415), abs=1e-4)
+    # Student's t of the mean itself leaves 0..1.
+    assert confidence_interval([0.1, 0.2, 0.3]).low < 0
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=40))
+def test_the_interval_of_a_share_stays_within_0_and_1(shares: list[float]) -> None:
+    interval = share_interval(shares)
+    assert 0 <= interval.low <= interval.mean * (1 + 1e-9)
+    assert interval.mean * (1 - 1e-9) <= interval.high <= 1
+    mirrored = share_interval([1 - share for share in shares])
+    assert mirrored.low == pytest.approx(1 - interval.high, abs=1e-6)
+
+
+def test_the_interval_of_a_share_without_spread_or_subjects() -> None:
+    assert share_interval([0.5, 0.5]) == confidence_interval([0.5, 0.5])
+    assert share_interval([0.0, 0.0, 0.0]).high == 0
+    assert share_interval([0.2, math.nan]).num == 1
+    assert math.isnan(share_interval([0.2, math.nan]).low)
+
+
+def test_the_summary_takes_the_interval_of_shares_and_not_of_their_difference() -> None:
+    values = {"ganbert": (0.0, 0.1, 0.0), "mean_of_training": (0.9, 0.8, 0.9)}
+    lines = [
+        {**line(subject, method, 0.0), "top_recall": share}
+        for method, shares in values.items()
+        for subject, share in zip("abc", shares, strict=True)
+    ]
+    summary = {x["method"]: x for x in summarise(lines, ["top_recall"], ["top_recall"])}
+    assert summary["ganbert"]["low"] > 0 > confidence_interval(values["ganbert"]).low
+    assert summary["mean_of_training"]["high"] < 1
+    assert summary[GAIN]["mean"] == pytest.approx(-0.8333, abs=1e-4)
+    assert summary[GAIN]["low"] < summary[GAIN]["mean"]
 
 
 def test_the_paired_difference_removes_what_subjects_share() -> None:

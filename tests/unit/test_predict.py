@@ -99,7 +99,7 @@ def edit(change: Callable[[dict], None]) -> Callable[[Path], None]:
     ("damage", "message"),
     [
         (lambda f: (f / CARD_NAME).write_text("{torn"), "no JSON"),
-        (lambda f: (f / CARD_NAME).write_bytes(b"\xff\xfe"), "no JSON"),
+        (lambda f: (f / CARD_NAME).write_bytes(b"\xff\xfe"), "no text"),
         (lambda f: (f / CARD_NAME).write_text("[]"), "a JSON list"),
         (edit(lambda card: card.update(format_version=99)), "found 99"),
         (edit(lambda card: card.pop("format_version")), "found None"),

@@ -30,7 +30,9 @@ def test_a_short_line_has_no_name(tmp_path: Path) -> None:
         ("index\tname\n", "columns index and name, found no line"),
         ("index\tlabel\n1\tpons\n", "found none called name"),
         ("index,name\n1,pons\n", "found none called index or name"),
-        ("index\tname\n1\tpons\n1.5\tx\n", "whole number as index in line 3, found '1.5'"),
+        ("index\tname\n1\tpons\n1.5\tx\n", "from 0 on as index in line 3, found '1.5'"),
+        ("index\tname\n-1\tpons\n", "whole number from 0 on as index in line 2, found '-1'"),
+        ("index\tname\n0\tpons\n", "0 to be background in line 2 .*found 'pons'; check that"),
         ("index\tname\n1\tpons\n1\tpons\n", "each index once, found 1 again in line 3"),
     ],
 )
@@ -57,11 +59,32 @@ def test_tables_of_all_subjects_make_one(tmp_path: Path) -> None:
     assert merge_region_names([]) == {}
 
 
+@pytest.mark.parametrize("name", ["Unknown", "background", "BG", "Clear Label", "???", "n/a", ""])
+def test_0_is_background_and_no_region(name: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "dseg.tsv", f"index\tname\n0\t{name}\n5\tpons\n")
+    other = write(tmp_path / "other.tsv", "index\tname\n0\tBackground\n")
+    assert read_region_names(file) == {5: "pons"}
+    assert merge_region_names([other, file]) == {5: "pons"}
+
+
 def test_a_contradiction_names_both_files(tmp_path: Path) -> None:
-    first = write(tmp_path / "sub-01_dseg.tsv", "index\tname\n5\tpons\n")
-    second = write(tmp_path / "sub-02_dseg.tsv", "index\tname\n5\tfrontal\n")
-    with pytest.raises(DatasetError, match=r"sub-02_dseg.tsv: expected 5 to be 'pons', as in"):
-        merge_region_names([first, second])
+    tables = []
+    for subject, name in (("01", "frontal"), ("02", "pons"), ("03", "pons")):
+        (tmp_path / subject).mkdir()
+        tables.append(write(tmp_path / subject / "dseg.tsv", f"index\tname\n5\t{name}\n"))
+    odd, *others = tables
+    # Wherever the odd one stands, it is the one to mend.
+    for files in ([odd, *others], [*others, odd]):
+        with pytest.raises(DatasetError) as caught:
+            merge_region_names(files)
+        assert str(caught.value).startswith(
+            f"{odd}: expected 5 to be 'pons', as in {others[0]} and 1 more, found 'frontal'; "
+        )
+    # One against one: the second contradicts the first.
+    with pytest.raises(DatasetError) as caught:
+        merge_region_names(tables[:2])
+    text = f"{others[0]}: expected 5 to be 'frontal', as in {odd}, found 'pons'; "
+    assert str(caught.value).startswith(text)
 
 
 def test_reference_regions_are_found_by_their_parts() -> None:

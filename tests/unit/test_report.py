@@ -1,30 +1,37 @@
 """The report: what it says about a run, and that its anatomy is the right way up."""
 
+import io
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from ganbert.data.volume import Volume
-from ganbert.errors import CheckpointError, DatasetError, OutputError
+from ganbert.errors import CheckpointError, DatasetError, GanbertError, OutputError
 from ganbert.metrics import summarise
 from ganbert.report import write_report
-from ganbert.report.charts import running_mean, thin
+from ganbert.report.agreement import read_subjects
+from ganbert.report.charts import draw_training, running_mean, thin
 from ganbert.report.panels import PIXELS_PER_MM, choose_view, place_labels, round_up, sample_plane
 from ganbert.report.pictures import choose_images
 from ganbert.report.run import (
     MetricRow,
     Summary,
     check_run,
+    compare_weights,
     read_log,
     read_metrics,
+    read_settings,
     read_summary,
 )
 from ganbert.report.scores import (
@@ -34,7 +41,10 @@ from ganbert.report.scores import (
     make_tables,
     score_tiles,
 )
+from ganbert.telemetry import StepStats
 from tests.synthetic_run import HOT_SPOT_MM, PET_GRID, ellipsoid, grid_affine, make_run
+
+OURS = "GANBERT"
 
 
 @pytest.fixture(scope="module")
@@ -83,19 +93,51 @@ def summary_of(lines: list[dict[str, Any]], tmp_path: Path, split: str = "test")
     ],
 )
 def test_verdict_is_honest(gains: tuple[float, ...], tone: str, tmp_path: Path) -> None:
-    assert judge(summary_of(lines_with_gains(*gains), tmp_path)).tone == tone
+    assert judge(summary_of(lines_with_gains(*gains), tmp_path), OURS).tone == tone
 
 
 def test_verdict_without_an_evaluation_is_none() -> None:
-    assert judge(None).tone == "none"
-    assert score_tiles(None) == make_tables(None) == []
+    assert judge(None, OURS).tone == "none"
+    assert score_tiles(None) == make_tables(None, OURS) == []
 
 
 def test_verdict_states_the_paired_interval(tmp_path: Path) -> None:
     # Gains 1, 2, 3: mean 2, standard error 1 / sqrt(3), t(0.975, 2) = 4.3027, half width 2.484.
-    sentence = judge(summary_of(lines_with_gains(1, 2, 3), tmp_path)).sentence
+    sentence = judge(summary_of(lines_with_gains(1, 2, 3), tmp_path), OURS).sentence
     assert "3 held-out subjects" in sentence
     assert "+2.00 dB, 95% confidence interval \u22120.48 to +4.48 dB" in sentence
+
+
+def burden(bias: float, lin: float, *interval: float) -> dict[str, dict[str, float]]:
+    low, high = interval or (math.nan, math.nan)
+    figures = {"bias": bias, "bias_low": bias - 0.1, "bias_high": bias + 0.1, "concordance": lin,
+               "concordance_low": low, "concordance_high": high}  # fmt: skip
+    return {"ganbert": figures, "mean_of_training": figures | {"bias": 0.01, "concordance": 0.67}}
+
+
+def test_a_higher_psnr_without_a_burden_is_not_called_better(tmp_path: Path) -> None:
+    summary = summary_of(lines_with_gains(2.0, 2.2, 1.8), tmp_path)
+    verdict = judge(summary, OURS, burden(-0.248, 0.02, -0.11, 0.14))
+    assert verdict.tone == "unclear"
+    assert verdict.headline == (
+        "GANBERT has a higher PSNR than the mean of the training PETs; burden (SUVR of the "
+        "composite): bias \u22120.248, Lin's concordance 0.02"
+    )
+    assert verdict.sentence.endswith(
+        " Burden: bias \u22120.248 [\u22120.348, \u22120.148] SUVR, Lin's concordance with the "
+        "real PET 0.02 [\u22120.11, 0.14]; of the mean of the training PETs +0.010 and 0.67."
+    )
+    assert judge(summary, OURS, burden(0.0, 0.9, 0.8, 0.95)).tone == "better"
+
+
+def test_a_burden_of_too_few_subjects_is_said_to_be(tmp_path: Path) -> None:
+    summary = summary_of(lines_with_gains(2.0), tmp_path)
+    verdict = judge(summary, OURS, burden(-0.1, math.nan))
+    assert verdict.headline.startswith("No confidence interval: too few subjects; burden")
+    assert verdict.headline.endswith("Lin's concordance n/a")
+    assert judge(summary, OURS, burden(math.nan, math.nan)).headline.endswith(
+        "; no subject has a burden (SUVR of the composite)"
+    )
 
 
 def test_sessions_of_a_subject_are_not_further_subjects(tmp_path: Path) -> None:
@@ -103,7 +145,7 @@ def test_sessions_of_a_subject_are_not_further_subjects(tmp_path: Path) -> None:
     # subjects: mean 2, standard error 1, t(0.975, 1) = 12.706. Over images it would be 5 / 3.
     lines = lines_with_gains(0, 3) + lines_with_gains(2)
     summary = summary_of(lines, tmp_path)
-    verdict = judge(summary)
+    verdict = judge(summary, OURS)
     assert verdict.tone == "unclear"
     assert "On 2 held-out subjects" in verdict.sentence
     assert "+2.00 dB, 95% confidence interval \u221210.71 to +14.71 dB" in verdict.sentence
@@ -111,15 +153,52 @@ def test_sessions_of_a_subject_are_not_further_subjects(tmp_path: Path) -> None:
     assert [(tile.value, tile.unit) for tile in score_tiles(summary)] == [
         ("22.50", "dB"), ("0.900", ""), ("+2.00", "dB"), ("2", ""),
     ]  # fmt: skip
-    table = make_tables(summary)[0]
+    table = make_tables(summary, OURS)[0]
     assert table.subjects == "2 held-out subjects"
     assert dict(table.rows)["GANBERT"][0].mean == "22.50"
     assert dict(table.rows)["Mean of training PETs"][0].mean == "20.50"
 
 
+def evaluated_weights(run: Path, **of: Any) -> None:
+    file = run / "evaluation" / "summary.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | of))
+
+
+def test_an_evaluation_of_other_weights_is_not_shown_as_current(
+    tmp_path: Path, tiny_export: Path
+) -> None:
+    run = make_run(tmp_path)
+    (tmp_path / "prepared").rename(tmp_path / "moved")  # pictures take time
+    shutil.copytree(tiny_export, run / "export")
+    card = json.loads((run / "export" / "generator.json").read_text())
+    evaluated_weights(run, num_steps=1, weights_sha256=card["weights_sha256"])
+    said = io.StringIO()
+    assert "Out of date" not in write_report(run, console=Console(file=said)).read_text("utf-8")
+    assert said.getvalue() == ""
+    evaluated_weights(run, num_steps=200, weights_sha256="f" * 64)
+    page = write_report(run, console=Console(file=said, width=40)).read_text(encoding="utf-8")
+    text = "This evaluation is of other weights (step 200) than the run has now (step 1); " \
+           "run `ganbert evaluate RUN` again."  # fmt: skip
+    assert said.getvalue() == f"warning: {text}\n"
+    head, _, rest = page.partition("<h2>Numbers</h2>")
+    for part in (head, rest.partition("<h2>")[0]):
+        assert text in part
+
+
+def test_an_evaluation_that_does_not_say_its_weights_is_said_to(
+    tmp_path: Path, tiny_export: Path
+) -> None:
+    summary = summary_of(lines_with_gains(1, 2), tmp_path)
+    assert compare_weights(tmp_path, summary) == compare_weights(tmp_path, None) == ""
+    shutil.copytree(tiny_export, tmp_path / "export")
+    assert "does not say which weights it is of" in compare_weights(tmp_path, summary)
+    assert compare_weights(tmp_path, None) == ""
+
+
 def test_verdict_does_not_call_training_subjects_held_out(tmp_path: Path) -> None:
     summary = summary_of(lines_with_gains(1, 2, 3), tmp_path, split="train")
-    assert "not held out" in judge(summary).sentence
+    assert "not held out" in judge(summary, OURS).sentence
 
 
 def test_headline_prefers_the_head_mask(tmp_path: Path) -> None:
@@ -157,7 +236,7 @@ def test_best_median_and_worst_are_chosen_by_psnr() -> None:
 def test_table_marks_the_best_mean_in_both_directions(tmp_path: Path) -> None:
     lines = lines_with_gains(1, 1)
     lines[1]["rmse"] = 0.01
-    table = make_tables(summary_of(lines, tmp_path))[0]
+    table = make_tables(summary_of(lines, tmp_path), OURS)[0]
     best = {name: [cell.is_best for cell in cells] for name, cells in table.rows}
     assert best["GANBERT"][0]
     assert best["Mean of training PETs"][2]
@@ -184,6 +263,78 @@ def test_metrics_without_a_column_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "evaluation" / "metrics.tsv").write_text("subject\tsession\n01\tn/a\n")
     with pytest.raises(DatasetError, match="ganbert evaluate"):
         read_metrics(tmp_path)
+
+
+PARTS: dict[str, Callable[[Path], object]] = {
+    "run.json": read_settings,
+    "log.jsonl": read_log,
+    "evaluation/summary.json": read_summary,
+    "evaluation/metrics.tsv": read_metrics,
+    "evaluation/burden.tsv": lambda run: read_subjects(run, "SUVR", OURS),
+    "export/generator.json": lambda run: compare_weights(run, read_summary(run)),
+}
+# Of Python, of its json, csv and numpy, and of pydantic.
+PYTHON_WORDS = re.compile(
+    r"Error|NoneType|Expecting|delimiter|line \d+ column|\bchar \d|codec|float\(|int\(|subscript"
+    r"|indices|dict|positional"
+)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory, tiny_export: Path) -> Path:
+    run = make_run(tmp_path_factory.mktemp("whole"), num_steps=4)
+    shutil.copytree(tiny_export, run / "export")
+    return run
+
+
+def complaint(file: Path, content: bytes, read: Callable[[], object]) -> str:
+    """What is said of a file with this content; "" if nothing. The file is put back."""
+    before = file.read_bytes()
+    file.write_bytes(content)
+    try:
+        read()
+    except GanbertError as error:
+        return str(error)
+    finally:
+        file.write_bytes(before)
+    return ""
+
+
+@pytest.mark.parametrize("name", PARTS)
+@given(data=st.data())
+@settings(max_examples=8, deadline=None)
+def test_a_torn_file_is_one_plain_line(name: str, whole_run: Path, data: st.DataObject) -> None:
+    file = whole_run / name
+    content = file.read_bytes()
+    cut = data.draw(st.integers(0, len(content) - 1))
+    junk = data.draw(st.sampled_from((b"", b"\0" * 8, b"\xff\xfe", b"[]", b"{}", b"\n")))
+    text = complaint(file, content[:cut] + junk, lambda: PARTS[name](whole_run))
+    # A log or a table that ends earlier is whole.
+    assert text or file.suffix != ".json"
+    assert not text or text.startswith(f"{file}: expected ")
+    assert not PYTHON_WORDS.search(text.removeprefix(f"{file}"))
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("results", 3), ("data_range", [1]), ("agreement", [[1]]), ("agreement", 1), ("burden", "x"),
+     ("results", [{"mean": "x"}]), ("burden", {"agreement": [None]})],
+)  # fmt: skip
+def test_values_of_another_kind_are_one_plain_line(
+    key: str, value: object, whole_run: Path
+) -> None:
+    file = whole_run / "evaluation" / "summary.json"
+    content = json.dumps(json.loads(file.read_text()) | {key: value}).encode()
+
+    def read() -> None:
+        read_summary(whole_run)
+        read_subjects(whole_run, "SUVR", OURS)
+
+    text = complaint(file, content, read)
+    assert text.startswith(f"{file}: expected ")
+    assert text.endswith("; run `ganbert evaluate` again")
+    assert not PYTHON_WORDS.search(text.removeprefix(f"{file}"))
 
 
 @pytest.mark.parametrize("make", [lambda p: p / "none", lambda p: p])
@@ -235,6 +386,17 @@ def test_ends_of_a_scale_are_round_and_not_below(value: float) -> None:
     assert end <= 1.5 * value * (1 + 1e-6)
 
 
+def test_every_loss_of_the_log_has_a_line_in_a_chart() -> None:
+    losses = [field.name for field in fields(StepStats) if field.name.startswith("loss_")]
+    assert "loss_r1_discriminator" in losses
+    for number, name in enumerate(losses, start=2):
+        steps, nothing = np.arange(1.0, 4.0), np.full(3, math.nan)
+        columns = dict.fromkeys(losses, nothing) | {name: np.full(3, float(number))}
+        (drawing,) = draw_training(steps, columns)
+        assert f"ends at {number}" in drawing.description
+    assert draw_training(steps, dict.fromkeys(losses, nothing)) == []
+
+
 @given(st.integers(1, 3000), st.integers(1, 60))
 def test_curves_are_thinned_and_smoothed_without_bias(size: int, width: int) -> None:
     values = np.full(size, 3.5)
@@ -244,13 +406,43 @@ def test_curves_are_thinned_and_smoothed_without_bias(size: int, width: int) -> 
 
 
 def test_page_has_every_part(page: str) -> None:
-    for text in ("GANBERT has a higher PSNR than the mean", "research only", "PSNR, dB",
+    for text in ("GANBERT has a higher PSNR than the mean", "Lin&#39;s concordance 0.93",
+                 "research only", "PSNR, dB",
                  "0 to 3 SUVR", "neurological convention", "Frame 1: 50\u201355 min", "log axis",
-                 "NSP accuracy", "deepspeed --num_gpus 2", "arXiv:2008.04393"):  # fmt: skip
+                 "BERT (NSP) tells real from", "deepspeed --num_gpus 2",
+                 "arXiv:2008.04393"):  # fmt: skip
         assert text in page
     # Three subjects, four columns, two frames but for the MRI, and a colour bar each.
     assert page.count("<img") == 3 * (1 + 3 * 2) + 3 * 4
     assert "Missing:" not in page
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "method"),
+    [
+        ("none", "L1 alone", "It has no adversary"),
+        ("patchgan", "pix2pix (PatchGAN)", "Its adversary is a conditional 3D PatchGAN"),
+        ("bert_patchgan", "GANBERT with CNN-D", "Beside BERT a CNN"),
+    ],
+)
+def test_a_run_is_called_what_it_is(kind: str, name: str, method: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (tmp_path / "prepared").rename(tmp_path / "moved")  # pictures take time
+    content = json.loads((run / "run.json").read_text())
+    content["recipe"]["run"]["discriminator"]["kind"] = kind
+    (run / "run.json").write_text(json.dumps(content))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert f"{name} has a higher PSNR than the mean of the training PETs" in page
+    assert f"held-out subjects, {name} reaches a PSNR" in page
+    assert f'<th scope="row">{name}</th>' in page
+    assert f'<th scope="row">{name}, Centiloid (CL)</th>' in page
+    assert f"{name} is better than the mean of the training PETs in 4" in page
+    assert f"Agreement of regional means, {name}, frame 2" in page
+    assert method in page
+    # What is left is the name of the software and of the paper.
+    if "GANBERT" not in name:
+        text = re.sub(r"GANBERT (run report|report|version|0\.|: Gen)|<cite>.*?</cite>", "", page)
+        assert "GANBERT" not in text
 
 
 def section(page: str, heading: str) -> str:
@@ -287,6 +479,7 @@ def test_regions_are_of_the_last_frame_and_named_where_known(page: str) -> None:
 
 def test_a_run_from_before_these_figures_still_has_a_report(tmp_path: Path) -> None:
     run = make_run(tmp_path)
+    (tmp_path / "prepared").rename(tmp_path / "moved")  # pictures take time
     file = run / "evaluation" / "summary.json"
     content = json.loads(file.read_text())
     del content["agreement"], content["burden"]
@@ -315,10 +508,11 @@ def test_a_torn_burden_is_an_error(tmp_path: Path) -> None:
 
 def test_a_subject_without_a_burden_is_not_drawn(tmp_path: Path) -> None:
     run = make_run(tmp_path)
+    (tmp_path / "prepared").rename(tmp_path / "moved")  # pictures take time
     file = run / "evaluation" / "burden.tsv"
     lines = [x.split("\t") for x in file.read_text().splitlines()]
-    for fields in lines[1:]:
-        fields[-1] = "n/a" if fields[0] == "01" else fields[-1]
+    for values in lines[1:]:
+        values[-1] = "n/a" if values[0] == "01" else values[-1]
     file.write_text("\n".join("\t".join(x) for x in lines) + "\n")
     assert "against the real PET, 3 subjects" in write_report(run).read_text(encoding="utf-8")
 

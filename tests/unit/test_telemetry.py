@@ -53,6 +53,15 @@ def scrape(port: int) -> dict[str, float]:
     }
 
 
+def test_a_line_that_a_kill_left_half_is_not_glued_to_the_next(tmp_path: Path) -> None:
+    file = tmp_path / "log.jsonl"
+    file.write_text('{"step": 6}\n{"step": 7, "loss_l')
+    sink = JsonlSink(file)
+    sink.write(STATS)
+    sink.close()
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [6, 7]
+
+
 def test_log_gives_back_what_was_written(tmp_path: Path) -> None:
     sink = JsonlSink(tmp_path / "log.jsonl")
     steps = [STATS, replace(STATS, step=8, loss_l1=0.125)]

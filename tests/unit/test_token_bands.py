@@ -99,8 +99,11 @@ def test_command_shows_a_line_for_each_image_and_ratio(
     assert result.exit_code == 0, result.output
     shown = result.stdout
     assert "Summarising" not in shown
-    for word in ("negative", "aliased", "in range", "overflow", "unique", "MRI", "any"):
+    for word in (" negative ", " low ", "in range", "overflow", "unique", "MRI", "any"):
         assert word in shown
+    # One meaning: the opposite of "unique".
+    assert shown.count("aliased") == 1
+    assert "all others are aliased" in " ".join(shown.split())
     assert "FDG: intensity_ratio 0.01 would fit" in shown
     only = CliRunner().invoke(
         app, ["inspect", str(tmp_path), "--tokens", "--intensity-ratio", "0.025"]

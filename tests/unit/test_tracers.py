@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from ganbert.data.phantom_template import REGIONS
+from ganbert.data.regions import find_region
 from ganbert.errors import ConfigError
 from ganbert.tracers import TRACERS, Tracer, get_tracer
 
@@ -40,6 +42,11 @@ def test_only_amyloid_has_a_centiloid_scale(tracer: Tracer) -> None:
         assert tracer.target == "amyloid"
         assert tracer.centiloid.slope > 0 > tracer.centiloid.intercept
         assert tracer.centiloid.source
+
+
+@EVERY
+def test_reference_region_is_found_in_the_phantom(tracer: Tracer) -> None:
+    assert find_region({label: name for name, label in REGIONS.items()}, tracer.reference_region)
 
 
 def test_fluorine_18_decays_with_a_half_life_of_110_minutes() -> None:

@@ -95,11 +95,11 @@ def test_size_suits_tensor_cores() -> None:
     [
         (-20.0, "negative"),
         (-0.0006, "negative"),
-        (-0.0004, "aliased"),  # rounds to 0
-        (0.0, "aliased"),
-        (0.499, "aliased"),
-        (0.5, "aliased"),
-        (0.9994, "aliased"),
+        (-0.0004, "low"),  # rounds to 0
+        (0.0, "low"),
+        (0.499, "low"),
+        (0.5, "low"),
+        (0.9994, "low"),
         (0.9996, "in_range"),
         (1.0, "in_range"),
         (10.0004, "in_range"),

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ganbert.atomic import make_folder, replacing, write_text
@@ -186,6 +187,12 @@ def _sync(folder: Path) -> None:
             os.close(descriptor)
 
 
+def discard_unfinished(run: Path) -> None:
+    """Remove what is left of checkpoints that were not finished, as far as the system lets it."""
+    for stale in run.glob("checkpoints/*.partial"):
+        shutil.rmtree(stale, ignore_errors=True)
+
+
 def save_checkpoint(
     run: Path, engines: dict[str, SavableEngine], state: TrainingState, *, keep: int
 ) -> Path:
@@ -210,8 +217,7 @@ def save_checkpoint(
     first = torch.distributed.get_rank() == 0
     try:
         if first:
-            for stale in run.glob("checkpoints/*.partial"):
-                shutil.rmtree(stale)
+            discard_unfinished(run)
             partial.mkdir(parents=True)
         torch.distributed.barrier()
         for name, engine in engines.items():
@@ -226,14 +232,25 @@ def save_checkpoint(
             for folder in list_checkpoints(run)[:-keep]:
                 _discard(folder)
         torch.distributed.barrier()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        found = _of_writing(error)
+        if found is None:
+            raise
         raise OutputError(
             partial,
             expected="room and permission for a checkpoint",
-            found=error.strerror or str(error),
+            found=found,
             remedy="free space or mend the permissions; the checkpoints before are whole",
         ) from error
     return final
+
+
+def _of_writing(error: OSError | RuntimeError) -> str | None:
+    """Why writing failed, or None if an error is of something else."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # A full disk is a RuntimeError of torch's zip writer, which does not give the reason.
+    return "a file that ends too soon" if "inline_container" in str(error) else None
 
 
 def load_checkpoint(folder: Path, engines: dict[str, SavableEngine]) -> None:
@@ -270,11 +287,24 @@ def export_generator(run: Path, weights: dict[str, torch.Tensor], card: dict[str
     Returns
     -------
     The export folder.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written; an export before it stays as it was.
     """
     folder = make_folder(run / EXPORT_NAME)
     tensors = {name: t.detach().float().cpu().contiguous() for name, t in weights.items()}
     with replacing(folder / WEIGHTS_NAME) as temporary:
-        save_file(tensors, temporary)
+        try:
+            save_file(tensors, temporary)
+        except SafetensorError as error:
+            raise OutputError(
+                folder / WEIGHTS_NAME,
+                expected="room and permission for the weights",
+                found=str(error).rpartition(": ")[2],
+                remedy="free space or mend the permissions, and run again: all steps are saved",
+            ) from error
         full_card = ModelCard(**card, weights_sha256=file_sha256(temporary))
         # The card first: weights that it does not describe are refused, so a crash in between
         # leaves an export that says that it is torn.

@@ -29,6 +29,7 @@ from deepspeed.utils.logging import logger as deepspeed_logger
 from torch import nn
 from torch.utils.cpp_extension import is_ninja_available
 
+from ganbert.alarm import LOOPBACK
 from ganbert.config import Recipe
 from ganbert.engine_config import (
     DISCRIMINATOR_FILE,
@@ -53,6 +54,7 @@ class World:
     local_rank : on this node; 0 serves the node's metrics
     local_size : ranks on this node
     device : where this rank computes
+    address : by which the ranks reach rank 0
     """
 
     rank: int
@@ -60,6 +62,7 @@ class World:
     local_rank: int
     local_size: int
     device: torch.device
+    address: str
 
     def describe_device(self) -> str:
         """Name of the GPU, or "CPU"."""
@@ -150,7 +153,9 @@ def init_world(timeout: timedelta = timedelta(minutes=10)) -> World:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
     deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=timeout, verbose=False)
     local_size = int(os.environ.get("LOCAL_SIZE", "1"))
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, local_size, device)
+    size = dist.get_world_size()
+    address = LOOPBACK if local_size == size else os.environ["MASTER_ADDR"]
+    return World(dist.get_rank(), size, local_rank, local_size, device, address)
 
 
 def check_engine_configs(recipe: Recipe) -> None:

@@ -76,18 +76,23 @@ class PlatformError(GanbertError):
     """The machine or its software lacks something that the command needs."""
 
 
+def say_error(text: object) -> None:
+    """Print one line on stderr; under a launcher the prefix says whose line it is."""
+    rank = os.environ.get("RANK")
+    prefix = f"ganbert: rank {rank}" if rank is not None else "ganbert"
+    print(f"{prefix}: error: {text}", file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def one_line_errors(*, quiet: bool = False) -> Iterator[None]:
     """Print a `GanbertError` as one line on stderr and leave with its exit code.
 
-    Under a launcher every rank runs this; the prefix says whose line it is. A `quiet` rank only
-    leaves: for mistakes that another rank of the node is sure to report.
+    Under a launcher every rank runs this. A `quiet` rank only leaves: for mistakes that another
+    rank of the node is sure to report.
     """
     try:
         yield
     except GanbertError as error:
-        rank = os.environ.get("RANK")
-        prefix = f"ganbert: rank {rank}" if rank is not None else "ganbert"
         if not quiet:
-            print(f"{prefix}: error: {error}", file=sys.stderr, flush=True)
+            say_error(error)
         raise SystemExit(EXIT_USER_ERROR) from None

@@ -10,7 +10,7 @@ from ganbert import losses
 from ganbert.config import LossConfig
 from ganbert.data.loader import Batch
 from ganbert.engines import Engines, frozen
-from ganbert.ranks import mean_over_ranks, require
+from ganbert.ranks import mean_over_ranks
 
 
 def discriminator_step(
@@ -30,7 +30,7 @@ def discriminator_step(
     Raises
     ------
     GanbertError
-        Before anything is learnt, if a loss is no number; all ranks leave.
+        Before anything is learnt, if a loss is no number on this rank; no other steps without it.
     """
     if engines.discriminator is None:
         return {}
@@ -51,7 +51,8 @@ def discriminator_step(
     on_real, on_fake = (half.mean() for half in judgement.share_real().chunk(2))
     # With L1, which sees what an id cannot show: an image that is no number.
     seen = terms | {"l1": losses.l1(pet_fake.detach(), batch.pet_real)}
-    require(losses.all_finite(seen), lambda: losses.not_finite(seen, batch.subjects))
+    if not losses.all_finite(seen):
+        raise losses.not_finite(seen, batch.subjects)
     rights = losses.accuracies(judgement, labels)
     if config.lazy_above_accuracy is not None:
         rights = _over_ranks(rights)
@@ -85,7 +86,7 @@ def generator_step(
     Raises
     ------
     GanbertError
-        Before anything is learnt, if a loss is no number; all ranks leave.
+        Before anything is learnt, if a loss is no number on this rank; no other steps without it.
     """
     for_l1, for_adversary = losses.hold_adversary(pet_fake, config.max_adversarial_ratio)
     terms = {"l1": losses.l1(for_l1, batch.pet_real)}
@@ -97,7 +98,8 @@ def generator_step(
             if config.reweight:
                 truth = torch.full((len(pet_fake),), losses.GENERATED, device=pet_fake.device)
                 rights = _over_ranks(losses.accuracies(judgement, truth))
-        require(losses.all_finite(terms), lambda: losses.not_finite(terms, batch.subjects))
+        if not losses.all_finite(terms):
+            raise losses.not_finite(terms, batch.subjects)
         weights = losses.generator_weights(config, step, rights)
         engines.generator.backward(losses.weighted_sum(terms, weights))
         engines.generator.step()

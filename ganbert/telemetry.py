@@ -275,6 +275,10 @@ class Telemetry:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every sink; safe to call twice."""
         for sink in self._sinks:
             sink.close()
         if self._prometheus is not None:

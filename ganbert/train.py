@@ -5,8 +5,8 @@
 Options -> data -> models -> engines -> loop; what both networks learn from a micro-batch stands in
 `steps.py`. DeepSpeed owns the optimisers, schedules, precision, micro-batch, accumulation, ZeRO and
 activation checkpointing (two JSON files of the recipe); everything else stands in the recipe's
-run.yaml. Exit codes: 0 finished, 2 a mistake that the user can mend, 75 interrupted (SIGTERM,
-Ctrl-C) and saved: run the same command again to go on.
+run.yaml. Exit codes: 0 finished, 1 a bug or a dead rank, 2 a mistake that the user can mend, 75
+interrupted (SIGTERM, Ctrl-C) and saved: run the same command again to go on.
 """
 
 import sys
@@ -19,6 +19,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 import argparse
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Iterator
@@ -27,9 +28,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ganbert.alarm import Alarm
 from ganbert.checkpoint import (
     TrainingState,
     check_state,
+    discard_unfinished,
     export_generator,
     find_checkpoint,
     load_checkpoint,
@@ -50,13 +53,7 @@ from ganbert.engines import (
 from ganbert.errors import EXIT_INTERRUPTED, one_line_errors
 from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
-from ganbert.ranks import (
-    StopRequest,
-    barrier,
-    mean_over_ranks,
-    require_same,
-    together,
-)
+from ganbert.ranks import StopRequest, barrier, mean_over_ranks, require_same
 from ganbert.runs import Run, claim, plan_run, write_description
 from ganbert.steps import discriminator_step, generator_step
 from ganbert.telemetry import StepStats, Telemetry
@@ -259,7 +256,9 @@ def open_loader(run: Run, engines: Engines, world: World, state: TrainingState) 
     )
 
 
-def run_training(run: Run, world: World, state: TrainingState, stop: StopRequest) -> bool:
+def run_training(
+    run: Run, world: World, state: TrainingState, stop: StopRequest, alarm: Alarm
+) -> bool:
     """Train from start or checkpoint to the end; return whether the end was reached."""
     max_steps, first = run.recipe.run.max_steps, world.rank == 0
     require_same(
@@ -271,15 +270,16 @@ def run_training(run: Run, world: World, state: TrainingState, stop: StopRequest
     )
     engines = prepare_engines(run)
     with contextlib.ExitStack() as opened:
-        with together():
-            if first:
-                opened.enter_context(claim(run.output))
-                write_description(run, world.size, world.describe_device())
-            port = run.recipe.run.metrics_port if world.local_rank == 0 else None
-            telemetry = opened.enter_context(
-                Telemetry(run.output, is_first=first, port=port, total=max_steps, done=state.step)
-            )
-            batches = opened.enter_context(open_loader(run, engines, world, state))
+        if first:
+            opened.enter_context(claim(run.output))
+            alarm.on_failure(functools.partial(discard_unfinished, run.output))
+            write_description(run, world.size, world.describe_device())
+        port = run.recipe.run.metrics_port if world.local_rank == 0 else None
+        telemetry = opened.enter_context(
+            Telemetry(run.output, is_first=first, port=port, total=max_steps, done=state.step)
+        )
+        alarm.on_failure(telemetry.close)
+        batches = opened.enter_context(open_loader(run, engines, world, state))
         origin = f"from step {state.step}" if run.resume_from else "from the start"
         ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"
         telemetry.say(f"{ranks} on {world.device.type}, {origin}")
@@ -307,7 +307,9 @@ def main(arguments: list[str] | None = None) -> None:
     stop.install()
     with one_line_errors():
         world = init_world()
-        finished = run_training(run, world, state, stop)
+        # From here on ranks wait for each other: the mistake of one ends all.
+        with Alarm(world.rank, world.size, world.address) as alarm:
+            finished = run_training(run, world, state, stop, alarm)
         leave_world()
     raise SystemExit(0 if finished else EXIT_INTERRUPTED)
 

@@ -63,12 +63,14 @@ class Loader:
         *,
         look_again: Callable[[int], None],
         subjects: Sequence[str],
+        positions: Sequence[int],
         shapes: tuple[Shape, Shape],
         num_batches: int,
         device_id: int | None,
     ) -> None:
         self._pipeline = pipeline
         self._subjects = subjects
+        self._positions = positions
         self._shapes = shapes
         self._look_again = look_again
         self._num_batches = num_batches
@@ -96,7 +98,7 @@ class Loader:
             # It does not always say which file; a second look often does.
             self._look_again(self._num_given)
             if isinstance(error, RuntimeError):
-                raise _first_cause(error) from error
+                raise _first_cause(error, self._awaited()) from error
             raise
         rows = _to_positions(mri_labels)
         if rows != _to_positions(pet_labels):
@@ -125,6 +127,13 @@ class Loader:
         if self._pipeline is not None and hasattr(self._pipeline, "shutdown"):
             self._pipeline.shutdown()
         self._pipeline = None
+
+    def _awaited(self) -> list[str]:
+        """Subjects that DALI may be reading for: of the next batch, and of those read ahead."""
+        micro_batch = len(self._positions) // self._num_batches
+        start = self._num_given * micro_batch
+        ahead = self._positions[start : start + _AHEAD * micro_batch]
+        return list(dict.fromkeys(self._subjects[position] for position in ahead))
 
     def _own(self, output: Any) -> torch.Tensor:
         """Take over DALI's buffer, on a GPU by a copy, so that later batches leave it alone."""
@@ -213,6 +222,7 @@ def build_loader(
         pipeline,
         look_again=look_again,
         subjects=[row.subject for row in rows],
+        positions=positions,
         shapes=payload_shapes(index, rows[0]),
         num_batches=num_micro_steps,
         device_id=device_id,
@@ -232,9 +242,16 @@ def _to_positions(labels: Any) -> list[int]:
     return [int(label) for label in np.asarray(labels.as_tensor()).ravel()]
 
 
-def _first_cause(error: RuntimeError) -> DatasetError:
-    """Turn DALI's report of several paragraphs into the line that says what happened."""
+def _first_cause(error: RuntimeError, subjects: Sequence[str]) -> DatasetError:
+    """Turn DALI's report of several paragraphs into the line that says what happened, and where.
+
+    Parameters
+    ----------
+    subjects : whose images it may be where the report names no file
+    """
     found = re.search(r"encountered:\s*(?:Assert on .* failed: )?(.+)", str(error))
     cause = found[1] if found else str(error).splitlines()[-1]
+    file = re.search(r"\bfile:? (.+?\.nii)\b", cause)
+    where = file[1] if file else "one of " + ", ".join(f"sub-{label}" for label in subjects)
     remedy = "check the cache and the free memory, or " + PREPARE_AGAIN
-    return DatasetError("loader", expected="images that DALI can read", found=cause, remedy=remedy)
+    return DatasetError(where, expected="images that DALI can read", found=cause, remedy=remedy)

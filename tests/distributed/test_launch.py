@@ -15,7 +15,7 @@ from ganbert.checkpoint import list_checkpoints
 from ganbert.errors import EXIT_INTERRUPTED
 
 from .conftest import RECIPE
-from .test_train import finish, read_log, wait_for_step
+from .test_train import finish, ranks_of, read_log, wait_for_step
 
 
 @pytest.fixture
@@ -63,6 +63,22 @@ def test_sigterm_saves_and_leaves_nothing_behind(
     (checkpoint,) = list_checkpoints(tmp_path / "run")
     last = read_log(tmp_path / "run")[-1]["step"]
     assert json.loads((checkpoint / "state.json").read_text())["step"] == last
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("victim", [0, 1])
+def test_rank_that_is_killed_is_named_by_the_other(
+    victim: int, training: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    ranks_of(training)[victim].kill()
+    code, output = finish(training)
+    assert code == 128 + signal.SIGKILL, output
+    (line,) = [line for line in output.splitlines() if line.startswith("ganbert: ")]
+    other = f"ganbert: rank {1 - victim}: error: rank {victim}: "
+    assert line.startswith(f"{other}expected a process that trains, found none")
+    assert "Traceback" not in output
+    assert not processes_of(tmp_path / "run")
 
 
 @pytest.mark.slow

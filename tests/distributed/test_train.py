@@ -1,6 +1,7 @@
 """Two ranks under the real launcher: train, be interrupted, resume, end where all would have."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from ganbert.checkpoint import list_checkpoints
+from ganbert.data.index import load_index
 from ganbert.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR
 
 from .conftest import RECIPE, Launch
@@ -115,6 +117,33 @@ def test_metrics_are_served_while_training_and_report_this_run(
     logged = read_log(tmp_path / "run")[int(float(samples["ganbert_step"])) - 1]
     l1 = samples['ganbert_loss{network="generator",term="l1"}']
     assert float(l1) == pytest.approx(logged["loss_l1"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_file_that_breaks_while_training_is_named_on_each_rank_and_ends_the_job(
+    launch: Launch, prepared: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(prepared, tmp_path / "prepared"))
+    options = ("--config", RECIPE, "--data", data, "--output", tmp_path / "run")
+    process = launch(*options, "--max-steps", 100000)
+    wait_for_step(tmp_path / "run", 2, process)
+    broken = data / load_index(data).select("train")[0].mri.path
+    os.truncate(broken, 400)
+    started = time.monotonic()
+    code, output = finish(process)
+    assert time.monotonic() - started < 60
+    assert code == EXIT_USER_ERROR, output
+    size = (prepared / broken.relative_to(data)).stat().st_size
+    cause = f"{broken}: expected {size} bytes, found 400 bytes; run `ganbert prepare` again"
+    for rank, other in ((0, 1), (1, 0)):
+        (line,) = [line for line in output.splitlines() if f"ganbert: rank {rank}: " in line]
+        # Both may meet the file before they hear of each other.
+        assert line in (
+            f"ganbert: rank {rank}: error: {cause}",
+            f"ganbert: rank {rank}: error: rank {other}: {cause}",
+        )
+    assert "Traceback" not in output
 
 
 @pytest.mark.timeout(300)

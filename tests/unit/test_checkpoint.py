@@ -1,7 +1,9 @@
 """Checkpoints are whole or absent; the export loads back equal; what does not fit is refused."""
 
+import contextlib
 import hashlib
 import json
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from ganbert.checkpoint import (
     WEIGHTS_NAME,
     TrainingState,
     check_state,
+    discard_unfinished,
     export_generator,
     find_checkpoint,
     list_checkpoints,
@@ -119,6 +122,35 @@ def test_interrupted_save_leaves_the_one_before(tmp_path: Path) -> None:
     save(tmp_path, 20, keep=1)
     assert names(tmp_path) == ["step-00000020"]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+class LargeEngine(FakeEngine):
+    """Saves a megabyte as DeepSpeed does."""
+
+    def save_checkpoint(self, save_dir: str, tag: str, *, save_latest: bool) -> None:
+        super().save_checkpoint(save_dir, tag, save_latest=save_latest)
+        torch.save(torch.zeros(2**20, dtype=torch.uint8), f"{save_dir}/{tag}/large.pt")
+
+
+@contextlib.contextmanager
+def room_for(num_bytes: int) -> Iterator[None]:
+    """No file can grow beyond this, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_disk_without_room_is_named(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    with room_for(2**19), pytest.raises(OutputError, match=r"20\.partial: expected room") as caught:
+        save_checkpoint(tmp_path, {"generator": LargeEngine(0)}, state_at(20), keep=9)
+    assert len(str(caught.value).splitlines()) == 1
+    assert names(tmp_path) == ["step-00000010"]
+    discard_unfinished(tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
 
 
 def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
@@ -261,6 +293,15 @@ def test_export_is_float32_whatever_was_trained(tmp_path: Path) -> None:
     assert all(tensor.dtype == torch.float32 for tensor in loaded.values())
     assert loaded["half"].tolist() == [1.5, -2.0]
     assert loaded["transposed"].tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+
+
+def test_export_without_room_leaves_the_one_before_it(tmp_path: Path) -> None:
+    folder = export_generator(tmp_path, {"w": torch.zeros(1)}, card_fields())
+    before = (folder / WEIGHTS_NAME).read_bytes(), (folder / CARD_NAME).read_bytes()
+    with room_for(2**19), pytest.raises(OutputError, match="found File too large"):
+        export_generator(tmp_path, {"w": torch.zeros(2**20)}, card_fields())
+    assert ((folder / WEIGHTS_NAME).read_bytes(), (folder / CARD_NAME).read_bytes()) == before
+    assert len(list(folder.iterdir())) == 2
 
 
 def test_second_export_replaces_the_first(tmp_path: Path) -> None:

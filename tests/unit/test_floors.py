@@ -21,6 +21,7 @@ FLOORS = (
     {"data", "models"},  # two columns that never see each other
     {
         "agreement",
+        "alarm",
         "engine_config",
         "losses",
         "metrics",

@@ -126,3 +126,29 @@ def test_a_file_that_breaks_while_streaming_is_named(size: int | None, tmp_path:
     with pytest.raises(DatasetError, match=r"3_T1w\.nii: expected") as caught:
         collect(loader)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (None, r"3_T1w\.nii: expected images that DALI can read, found Could not open file"),
+        # DALI then speaks of shapes alone; the third row is among those that it has read ahead.
+        (400, r"one of (sub-\d\d, )*sub-03(, sub-\d\d)*: expected images that DALI can read"),
+    ],
+)
+def test_what_dali_says_is_used_where_a_second_look_sees_nothing(
+    size: int | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = write_tiny_cache(tmp_path, NUM_ROWS)
+    loader = load((tmp_path, index), num_micro_steps=40)
+    next(loader)
+    path = tmp_path / "3_T1w.nii"
+    if size is None:
+        path.unlink()
+    else:
+        os.truncate(path, size)
+    # As if the file were whole again, or the disk answered again.
+    monkeypatch.setattr("ganbert.data.image_streams._check_file", lambda path, size: None)
+    with pytest.raises(DatasetError, match=message) as caught:
+        collect(loader)
+    assert "\n" not in str(caught.value)

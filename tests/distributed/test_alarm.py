@@ -1,0 +1,149 @@
+"""Ranks that end together: processes with a process group, one of which fails in some way."""
+
+import multiprocessing
+import signal
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from ganbert.alarm import LOOPBACK, Alarm
+from ganbert.errors import one_line_errors
+from tests.failing_ranks import (
+    SIZE,
+    Deed,
+    abort,
+    die,
+    err,
+    err_of_what_another_broke,
+    mean_another_run,
+    mean_one_run,
+    run_rank,
+    stumble,
+)
+
+# Torch takes seconds to import: one server does it once, and the ranks are forked from there.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.failing_ranks"])
+MISTAKE = "here: expected numbers, found none; mend them"
+BUG = "KeyError: 'no such key' (the traceback is in the log of rank {culprit})"
+DEATH = "expected a process that trains, found none: it was killed or crashed; look at its log, "
+
+
+def run(
+    folder: Path, deeds: dict[int, Deed], address: str = LOOPBACK
+) -> tuple[list[int | None], list[str]]:
+    """Exit codes and words of the ranks, all of which end within 30 seconds."""
+    ranks = [
+        PROCESSES.Process(target=run_rank, args=(rank, folder, deeds, address))
+        for rank in range(SIZE)
+    ]
+    for rank in ranks:
+        rank.start()
+    join(ranks)
+    said = [(folder / f"log-{rank}").read_text() for rank in range(SIZE)]
+    return [rank.exitcode for rank in ranks], said
+
+
+def join(ranks: list[BaseProcess]) -> None:
+    deadline = time.monotonic() + 30
+    try:
+        for rank in ranks:
+            rank.join(max(0.0, deadline - time.monotonic()))
+            assert rank.exitcode is not None, "a rank hangs"
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+def others(culprit: int) -> list[int]:
+    return [rank for rank in range(SIZE) if rank != culprit]
+
+
+@pytest.mark.parametrize("address", [LOOPBACK, "localhost"])  # one node, or several
+def test_ranks_that_do_not_fail_go_on(address: str, tmp_path: Path) -> None:
+    codes, said = run(tmp_path, {}, address)
+    assert codes == [0, 0, 0]
+    assert said == ["went on\n"] * SIZE
+    assert not list(tmp_path.glob("acted-*"))
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_mistake_of_one_rank_is_one_line_of_each(culprit: int, tmp_path: Path) -> None:
+    codes, said = run(tmp_path, {culprit: err})
+    assert codes == [2, 2, 2]
+    assert said[culprit] == f"ganbert: rank {culprit}: error: {MISTAKE}\n"
+    for rank in others(culprit):
+        assert said[rank] == f"ganbert: rank {rank}: error: rank {culprit}: {MISTAKE}\n"
+    assert len(list(tmp_path.glob("acted-*"))) == SIZE
+
+
+@pytest.mark.parametrize("culprit", [0, 2])
+def test_bug_of_one_rank_is_a_traceback_there_and_a_line_elsewhere(
+    culprit: int, tmp_path: Path
+) -> None:
+    codes, said = run(tmp_path, {culprit: stumble})
+    assert codes == [1, 1, 1]
+    assert said[culprit].startswith("Traceback (most recent call last):")
+    assert said[culprit].endswith("KeyError: 'no such key'\n")
+    for rank in others(culprit):
+        line = f"rank {culprit}: {BUG.format(culprit=culprit)}"
+        assert said[rank] == f"ganbert: rank {rank}: error: {line}\n"
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_rank_that_is_killed_is_named(culprit: int, tmp_path: Path) -> None:
+    codes, said = run(tmp_path, {culprit: die})
+    assert codes.pop(culprit) == -signal.SIGKILL
+    assert codes == [1, 1]
+    assert said[culprit] == ""
+    for rank in others(culprit):
+        assert said[rank].startswith(f"ganbert: rank {rank}: error: rank {culprit}: {DEATH}")
+        assert said[rank].count("\n") == 1
+
+
+def test_what_follows_from_a_death_is_not_taken_for_the_cause(tmp_path: Path) -> None:
+    deeds = {1: die, 0: err_of_what_another_broke, 2: err_of_what_another_broke}
+    codes, said = run(tmp_path, deeds)
+    assert codes == [1, -signal.SIGKILL, 1]
+    for rank in others(1):
+        assert said[rank].startswith(f"ganbert: rank {rank}: error: rank 1: {DEATH}")
+        assert said[rank].count("\n") == 1
+
+
+def test_a_mistake_of_all_is_said_once_by_each(tmp_path: Path) -> None:
+    codes, said = run(tmp_path, dict.fromkeys(range(SIZE), err))
+    assert codes == [2, 2, 2]
+    for rank, words in enumerate(said):
+        assert words.startswith(f"ganbert: rank {rank}: error: ")
+        assert words.endswith(MISTAKE + "\n")
+        assert words.count("\n") == 1
+
+
+def test_second_interrupt_is_a_line_too(tmp_path: Path) -> None:
+    codes, said = run(tmp_path, {2: abort})
+    assert codes == [130] * SIZE
+    assert said[0] == "ganbert: rank 0: error: rank 2: aborted by a second Ctrl-C\n"
+    assert said[2] == "ganbert: rank 2: error: aborted by a second Ctrl-C\n"
+
+
+def test_rank_that_means_another_run_is_named_everywhere(tmp_path: Path) -> None:
+    codes, said = run(tmp_path, {0: mean_one_run, 1: mean_another_run, 2: mean_one_run})
+    assert codes == [2, 2, 2]
+    expected = "seed: expected that of rank 0 (1), found 2; "
+    assert said[0].startswith(f"ganbert: rank 0: error: rank 1: {expected}")
+    assert said[1].startswith(f"ganbert: rank 1: error: {expected}")
+    assert said[2].startswith(f"ganbert: rank 2: error: rank 1: {expected}")
+
+
+def test_rank_without_others_fails_as_any_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alarm = Alarm(0, 1)
+    alarm.on_failure((tmp_path / "acted").touch)
+    with pytest.raises(SystemExit) as leaving, one_line_errors(), alarm:
+        err()
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err.endswith(f"error: {MISTAKE}\n")
+    assert (tmp_path / "acted").exists()

@@ -97,9 +97,10 @@ class Loader:
             self.close()
             # It does not always say which file; a second look often does.
             self._look_again(self._num_given)
-            if isinstance(error, RuntimeError):
-                raise _first_cause(error, self._awaited()) from error
-            raise
+            cause = _first_cause(error, self._awaited())
+            if cause is None:
+                raise
+            raise cause from error
         rows = _to_positions(mri_labels)
         if rows != _to_positions(pet_labels):
             raise AssertionError("the two readers of the pipeline are out of step")
@@ -242,13 +243,22 @@ def _to_positions(labels: Any) -> list[int]:
     return [int(label) for label in np.asarray(labels.as_tensor()).ravel()]
 
 
-def _first_cause(error: RuntimeError, subjects: Sequence[str]) -> DatasetError:
+def _first_cause(error: Exception, subjects: Sequence[str]) -> DatasetError | None:
     """Turn DALI's report of several paragraphs into the line that says what happened, and where.
 
     Parameters
     ----------
     subjects : whose images it may be where the report names no file
+
+    Returns
+    -------
+    None for a bug in a process that reads for DALI.
     """
+    if not isinstance(error, RuntimeError):
+        line = re.compile(r"^ganbert\.errors\.\w+: (.+?): expected (.+), found (.+); (.+)$", re.M)
+        if (said := line.search(str(error))) is None:
+            return None
+        return DatasetError(said[1], expected=said[2], found=said[3], remedy=said[4])
     found = re.search(r"encountered:\s*(?:Assert on .* failed: )?(.+)", str(error))
     cause = found[1] if found else str(error).splitlines()[-1]
     file = re.search(r"\bfile:? (.+?\.nii)\b", cause)

@@ -26,6 +26,7 @@ FLOORS = (
         "losses",
         "metrics",
         "ranks",
+        "resuming",
         "scales",
         "telemetry",
         "token_bands",

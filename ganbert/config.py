@@ -63,6 +63,11 @@ class GeneratorConfig(Strict):
     activation: Literal["tanhshrink", "tanh", "linear"] = "tanhshrink"
 
 
+_ADVERSARIES = ("bert", "patchgan", "bert_patchgan")
+_WITH_BERT = ("bert", "bert_patchgan")
+_WITH_CNN = ("patchgan", "bert_patchgan")
+
+
 class DiscriminatorConfig(Strict):
     """The adversary (paper, section 4.2); the sizes default to BERT-base.
 
@@ -98,10 +103,29 @@ class DiscriminatorConfig(Strict):
     # normalised units (1000 ids each), while training.
     value_noise: float = Field(default=0.0, ge=0.0)
 
+    @property
+    def has_bert(self) -> bool:
+        """Whether BERT is among the adversaries."""
+        return self.kind in _WITH_BERT
+
+    @property
+    def has_cnn(self) -> bool:
+        """Whether the CNN of pix2pix is among them."""
+        return self.kind in _WITH_CNN
+
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size must be a multiple of num_heads ({self.num_heads})")
+        return self
+
+    @model_validator(mode="after")
+    def _dropout_to_leave_out(self) -> Self:
+        if not (self.dropout_for_generator or self.dropout or self.attention_dropout):
+            raise ValueError(
+                "dropout or attention_dropout above 0, or no dropout_for_generator: there is no "
+                "dropout to leave out"
+            )
         return self
 
 
@@ -138,19 +162,23 @@ class LossConfig(Strict):
         return self
 
 
-_ADVERSARIES = ("bert", "patchgan", "bert_patchgan")
-# Which kinds of discriminator a setting that tames one can act on.
+# Which kinds of discriminator a weight, or a setting that tames one, can act on.
 _REINS = {
+    "nsp": _WITH_BERT,
+    "mlm": _WITH_BERT,
+    "patch": _WITH_CNN,
     "max_adversarial_ratio": _ADVERSARIES,
     "adversary_warmup_steps": _ADVERSARIES,
     "r1": _ADVERSARIES,
     "reweight": _ADVERSARIES,
     "label_smoothing": _ADVERSARIES,
     "lazy_above_accuracy": _ADVERSARIES,
-    "value_noise": ("bert", "bert_patchgan"),
-    "dropout_for_generator": ("bert", "bert_patchgan"),
-    "spectral_norm": ("patchgan", "bert_patchgan"),
+    "value_noise": _WITH_BERT,
+    "dropout_for_generator": _WITH_BERT,
+    "spectral_norm": _WITH_CNN,
 }
+# Those that act on the heads that tell real from generated.
+_OF_REAL_OR_GENERATED = ("reweight", "label_smoothing", "lazy_above_accuracy")
 
 
 class AugmentationConfig(Strict):
@@ -185,19 +213,52 @@ class RunConfig(Strict):
     augmentation: AugmentationConfig = AugmentationConfig()
 
     @model_validator(mode="after")
+    def _networks_learn_something(self) -> Self:
+        losses, adversary = self.losses, self.discriminator
+        if adversary.has_bert and not (losses.nsp or losses.mlm):
+            raise ValueError(
+                "losses.nsp or losses.mlm above 0, or discriminator.kind "
+                f"{'patchgan' if adversary.has_cnn else 'none'}: BERT would learn and teach nothing"
+            )
+        if adversary.has_cnn and not losses.patch:
+            raise ValueError(
+                "losses.patch above 0, or discriminator.kind "
+                f"{'bert' if adversary.has_bert else 'none'}: the CNN would learn and teach nothing"
+            )
+        deaf = adversary.kind == "none" or (
+            adversary.kind == "bert" and adversary.gradient == "none"
+        )
+        if deaf and not losses.l1:
+            raise ValueError("losses.l1 above 0: the generator has nothing else to learn from")
+        return self
+
+    @model_validator(mode="after")
     def _reins_hold_something(self) -> Self:
         kind = self.discriminator.kind
         for name, kinds in _REINS.items():
             section: Strict = self.losses if name in LossConfig.model_fields else self.discriminator
             default = type(section).model_fields[name].default
-            if kind not in kinds and getattr(section, name) != default:
+            # No weight where there is nothing to weigh: a recipe may say so.
+            idle = (default, 0) if name in ("nsp", "mlm", "patch") else (default,)
+            if kind not in kinds and getattr(section, name) not in idle:
                 raise ValueError(
                     f"{name} has nothing to act on with discriminator.kind {kind}: remove it, or "
                     f"choose {' or '.join(kinds)}"
                 )
+        if kind == "bert" and not self.losses.nsp:
+            for name in _OF_REAL_OR_GENERATED:
+                if getattr(self.losses, name) != LossConfig.model_fields[name].default:
+                    raise ValueError(
+                        f"losses.nsp above 0, or no {name}: it acts on what tells real from "
+                        "generated"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _r1_is_steady(self) -> Self:
         noises = ("dropout", "attention_dropout", "value_noise")
         noisy = [name for name in noises if getattr(self.discriminator, name) > 0]
-        if self.losses.r1 > 0 and "bert" in kind and noisy:
+        if self.losses.r1 > 0 and self.discriminator.has_bert and noisy:
             rule = "r1 compares two passes through BERT that differ in r1_sigma alone"
             raise ValueError(f"{rule}: set {', '.join(noisy)} to 0")
         return self

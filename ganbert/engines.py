@@ -42,6 +42,7 @@ from ganbert.engine_config import (
     resolve_schedule,
 )
 from ganbert.errors import GanbertError, PlatformError
+from ganbert.resuming import TUNABLE
 
 
 @dataclass(frozen=True)
@@ -280,6 +281,29 @@ def frozen(engine: deepspeed.DeepSpeedEngine | None) -> Iterator[nn.Module | Non
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def recipe_settings(engines: Engines) -> Iterator[None]:
+    """Hold the optimisers to the recipe's settings while a checkpoint is loaded.
+
+    Torch keeps learning rate, betas and the like beside the state, and loading takes all of it: a
+    recipe that was changed for a resumed run would have no effect. A schedule sets its rate anew,
+    at the position of the checkpoint.
+    """
+    before = {
+        name: [
+            {k: group[k] for k in TUNABLE if k in group} for group in engine.optimizer.param_groups
+        ]
+        for name, engine in engines.by_name.items()
+    }
+    yield
+    for name, engine in engines.by_name.items():
+        for group, settings in zip(engine.optimizer.param_groups, before[name], strict=True):
+            group.update(settings)
+        schedule = engine.lr_scheduler
+        if schedule is not None and schedule.last_batch_iteration >= 0:
+            schedule.step(schedule.last_batch_iteration)
 
 
 def check_weights(engines: Engines, step: int) -> None:

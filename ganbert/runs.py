@@ -9,18 +9,17 @@ import fcntl
 import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
 import ganbert
 from ganbert.atomic import make_folder, output_error, write_text
-from ganbert.config import DiscriminatorConfig, GeneratorConfig, Recipe
+from ganbert.config import Recipe
 from ganbert.data.index import Index, Row, file_sha256, index_path, load_index
-from ganbert.errors import CheckpointError, DatasetError, OutputError
+from ganbert.errors import DatasetError, OutputError
 from ganbert.metrics import declared_data_range
+from ganbert.resuming import announce, changed_settings, check_resumable
 from ganbert.run_folder import DESCRIPTION_NAME, read_description
 
 # A ratio this many times off leaves most ids unused, or most tokens beyond them.
@@ -38,6 +37,8 @@ class Run:
     output : RUN, the folder of results
     intensity_ratio : paper, section 3.1; resolved from "auto"
     resume_from : checkpoint to go on from, if any
+    changed : settings that are not those of the run that is resumed: [old, new] by name
+    changes : of all times that the run was resumed with other settings, this one included
     """
 
     recipe: Recipe
@@ -49,14 +50,32 @@ class Run:
     tracer: str
     intensity_ratio: float
     resume_from: Path | None
+    changed: Mapping[str, list[Any]] = field(default_factory=dict)
+    changes: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def training_rows(self) -> list[Row]:
         """Rows of the training split."""
         return self.index.select("train")
 
-    def ratio_warning(self) -> str | None:
-        """Say so where the intensity ratio puts the PET far from where the vocabulary has ids."""
+    def remarks(self) -> list[str]:
+        """What whoever started the run should know, a line each."""
+        changed = announce(self.changed) if self.changed else None
+        no_cache = "no cache: images are read from the dataset and conformed anew, which is slow"
+        slow = None if self.index.cached else no_cache
+        lines = (changed, self._ratio_warning(), self._gradient_warning(), slow)
+        return [line for line in lines if line is not None]
+
+    def _gradient_warning(self) -> str | None:
+        discriminator = self.recipe.run.discriminator
+        if not discriminator.has_bert or discriminator.gradient != "none":
+            return None
+        return (
+            "warning: discriminator.gradient none: BERT learns, and the generator learns nothing "
+            "from it: an ablation"
+        )
+
+    def _ratio_warning(self) -> str | None:
         suggested = self.index.intensity_ratio.get(self.tracer)
         if suggested is None or 1 / _FAR < self.intensity_ratio / suggested < _FAR:
             return None
@@ -103,7 +122,7 @@ def plan_run(
     DatasetError
         If `data` was not prepared, or has no training rows of a single tracer.
     CheckpointError
-        If `resume_from` belongs to a run with other networks or units.
+        If `resume_from` belongs to a run with other networks, units or optimisers.
     """
     index = load_index(data)
     tracer = _only_tracer(data, index)
@@ -119,9 +138,25 @@ def plan_run(
         intensity_ratio=_suggested(data, index, tracer) if ratio == "auto" else ratio,
         resume_from=resume_from,
     )
-    if resume_from is not None:
-        check_same_run(run, world_size)
-    return run
+    return run if resume_from is None else _resumed(run, resume_from.name, world_size)
+
+
+def _resumed(run: Run, checkpoint: str, world_size: int) -> Run:
+    """Compare with the description that the run has, and keep what is different."""
+    before, now = read_description(run.output), _what_is_trained(run, world_size)
+    check_resumable(run.output, before, now)
+    changed, changes = changed_settings(before, now), tuple(before.get("changes", ()))
+    if changed:
+        changes += ({"resumed_from": checkpoint, "settings": changed},)
+    return replace(run, changed=changed, changes=changes)
+
+
+def _what_is_trained(run: Run, world_size: int) -> dict[str, Any]:
+    return {
+        "recipe": run.recipe.model_dump(mode="json"),
+        "intensity_ratio": run.intensity_ratio,
+        "world_size": world_size,
+    }
 
 
 @contextlib.contextmanager
@@ -180,78 +215,17 @@ def _only_tracer(data: Path, index: Index) -> str:
     return rows[0].tracer
 
 
-def check_same_run(run: Run, world_size: int) -> None:
-    """Refuse to resume what the checkpoint does not hold, or cannot be loaded into.
-
-    Raises
-    ------
-    CheckpointError
-        If the recipe's generator, discriminator, intensity ratio, ZeRO stages or precisions
-        changed, or the number of ranks did while ZeRO 1 splits the optimiser's state over them.
-    """
-    before = read_description(run.output)
-    recipe_before, recipe = before["recipe"], run.recipe.model_dump(mode="json")
-    facts = {
-        "generator": [_section(GeneratorConfig, r, "generator") for r in (recipe_before, recipe)],
-        "discriminator": [
-            _section(DiscriminatorConfig, r, "discriminator") for r in (recipe_before, recipe)
-        ],
-        "intensity_ratio": [before["intensity_ratio"], run.intensity_ratio],
-        "zero_optimization.stage": [_zero_stages(r) for r in (recipe_before, recipe)],
-        "precision": [_precisions(r) for r in (recipe_before, recipe)],
-    }
-    if any(_zero_stages(recipe).values()):
-        facts["number of ranks"] = [before.get("world_size"), world_size]
-    for name, (old, new) in facts.items():
-        if old != new:
-            raise CheckpointError(
-                run.output,
-                expected=f"{name} as in the run that is resumed: {_difference(old, new)}",
-                found=_difference(new, old),
-                remedy="restore the recipe and the number of ranks, or give another --output",
-            )
-
-
-def _section(model: type[BaseModel], recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Settings of a network; keys that an older version did not write have their defaults."""
-    written: dict[str, Any] = recipe["run"][name]
-    try:
-        return model.model_validate(written).model_dump(mode="json")
-    except ValidationError:
-        return written
-
-
-def _zero_stages(recipe: Mapping[str, Any]) -> dict[str, int]:
-    engines = {name: recipe[f"{name}_engine"] for name in ("generator", "discriminator")}
-    return {n: e.get("zero_optimization", {}).get("stage", 0) for n, e in engines.items()}
-
-
-def _precisions(recipe: Mapping[str, Any]) -> dict[str, str]:
-    engines = {name: recipe[f"{name}_engine"] for name in ("generator", "discriminator")}
-    return {
-        name: next((p for p in ("fp16", "bf16") if e.get(p, {}).get("enabled")), "fp32")
-        for name, e in engines.items()
-    }
-
-
-def _difference(of: object, other: object) -> str:
-    if not isinstance(of, Mapping) or not isinstance(other, Mapping):
-        return str(of)
-    return ", ".join(f"{k} {v}" for k, v in of.items() if v != other.get(k)) or "nothing else"
-
-
 def describe_run(run: Run, world_size: int, device: str) -> dict[str, object]:
     """Everything needed to tell this run from another, as JSON (`run.json`)."""
     return {
         "ganbert_version": ganbert.__version__,
         "recipe_name": run.recipe_path.resolve().name,
-        "recipe": run.recipe.model_dump(mode="json"),
+        **_what_is_trained(run, world_size),
+        "changes": list(run.changes),
         "data": str(run.data),
         "index_sha256": run.index_sha256,
         "tracer": run.tracer,
         "unit": run.training_rows[0].unit,
-        "intensity_ratio": run.intensity_ratio,
-        "world_size": world_size,
         "device": device,
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
     }

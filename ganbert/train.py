@@ -49,6 +49,7 @@ from ganbert.engines import (
     check_weights,
     init_world,
     leave_world,
+    recipe_settings,
 )
 from ganbert.errors import EXIT_INTERRUPTED, one_line_errors
 from ganbert.models.discriminators import build_discriminator
@@ -233,7 +234,8 @@ def prepare_engines(run: Run) -> Engines:
         config.max_steps,
     )
     if run.resume_from is not None:
-        load_checkpoint(run.resume_from, engines.by_name)
+        with recipe_settings(engines):
+            load_checkpoint(run.resume_from, engines.by_name)
     return engines
 
 
@@ -283,10 +285,8 @@ def run_training(
         origin = f"from step {state.step}" if run.resume_from else "from the start"
         ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"
         telemetry.say(f"{ranks} on {world.device.type}, {origin}")
-        if warning := run.ratio_warning():
-            telemetry.say(warning)
-        if not run.index.cached:
-            telemetry.say("no cache: images are read from the dataset and conformed, slowly")
+        for remark in run.remarks():
+            telemetry.say(remark)
         telemetry.say(f"metrics on port {telemetry.port} of each node")
         state = train(run, engines, batches, world, telemetry, state, stop)
         finished = state.step >= max_steps

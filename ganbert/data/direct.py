@@ -12,8 +12,11 @@ the DALI graph, in processes of its own. It saves the disk of a cache and costs 
 import dataclasses
 import functools
 import hashlib
+import multiprocessing
 import os
+import threading
 from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +138,13 @@ class DirectReader:
         self._files = [str(source_file(folder / row.mri.path)) for row in rows]
         self._positions = list(positions)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # Unpickled in a process of DALI's, which would wait for ever for a rank that was killed.
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
     def __call__(self, sample: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Any]:
         """Answer DALI, which counts samples: `read` of the one that it asks for."""
         return self.read(sample.idx_in_epoch)
@@ -175,6 +185,11 @@ class DirectReader:
                         found="no such file",
                         remedy="bring it back, or run `ganbert prepare` again",
                     )
+
+
+def _end_after(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(0)
 
 
 def _for_training(pair: Pair) -> Pair:

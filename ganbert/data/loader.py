@@ -60,16 +60,16 @@ class Loader:
         *,
         look_again: Callable[[int], None],
         subjects: Sequence[str],
-        shapes: tuple[Shape, Shape],
         positions: Sequence[int],
+        shapes: tuple[Shape, Shape],
         num_batches: int,
         device_id: int | None,
     ) -> None:
         self._pipeline = pipeline
         self._subjects = subjects
+        self._positions = positions
         self._shapes = shapes
         self._look_again = look_again
-        self._positions = positions
         self._num_batches = num_batches
         self._num_given = 0
         self._device = torch.device("cpu" if device_id is None else f"cuda:{device_id}")
@@ -94,9 +94,10 @@ class Loader:
             self.close()
             # It does not always say which file; a second look often does.
             self._look_again(self._num_given)
-            if isinstance(error, RuntimeError):
-                raise _first_cause(error, self._awaited()) from error
-            raise
+            cause = _first_cause(error, self._awaited())
+            if cause is None:
+                raise
+            raise cause from error
         rows = _to_positions(mri_labels)
         if rows != _to_positions(pet_labels):
             raise AssertionError("the two readers of the pipeline are out of step")
@@ -219,8 +220,8 @@ def build_loader(
         pipeline,
         look_again=look_again,
         subjects=[row.subject for row in rows],
-        shapes=payload_shapes(index, rows[0]),
         positions=positions,
+        shapes=payload_shapes(index, rows[0]),
         num_batches=num_micro_steps,
         device_id=device_id,
     )
@@ -239,13 +240,22 @@ def _to_positions(labels: Any) -> list[int]:
     return [int(label) for label in np.asarray(labels.as_tensor()).ravel()]
 
 
-def _first_cause(error: RuntimeError, subjects: Sequence[str]) -> DatasetError:
+def _first_cause(error: Exception, subjects: Sequence[str]) -> DatasetError | None:
     """Turn DALI's report of several paragraphs into the line that says what happened, and where.
 
     Parameters
     ----------
     subjects : whose images it may be where the report names no file
+
+    Returns
+    -------
+    None for a bug in a process that reads for DALI.
     """
+    if not isinstance(error, RuntimeError):
+        line = re.compile(r"^ganbert\.errors\.\w+: (.+?): expected (.+), found (.+); (.+)$", re.M)
+        if (said := line.search(str(error))) is None:
+            return None
+        return DatasetError(said[1], expected=said[2], found=said[3], remedy=said[4])
     found = re.search(r"encountered:\s*(?:Assert on .* failed: )?(.+)", str(error))
     cause = found[1] if found else str(error).splitlines()[-1]
     file = re.search(r"\bfile:? (.+?\.nii)\b", cause)

@@ -34,7 +34,7 @@ DEATH = "expected a process that trains, found none: it was killed or crashed; l
 def run(
     folder: Path, deeds: dict[int, Deed], address: str = LOOPBACK
 ) -> tuple[list[int | None], list[str]]:
-    """Exit codes and words of the ranks, all of which end within 30 seconds."""
+    """Exit codes and words of the ranks, all of which end within a minute."""
     ranks = [
         PROCESSES.Process(target=run_rank, args=(rank, folder, deeds, address))
         for rank in range(SIZE)
@@ -47,7 +47,7 @@ def run(
 
 
 def join(ranks: list[BaseProcess]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     try:
         for rank in ranks:
             rank.join(max(0.0, deadline - time.monotonic()))

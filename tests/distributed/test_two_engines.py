@@ -11,7 +11,7 @@ import torch
 
 from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID, Recipe, load_recipe
 from ganbert.data.loader import Batch
-from ganbert.engines import Engines, build_engines, init_world, leave_world
+from ganbert.engines import Engines, build_engines, init_world, leave_world, recipe_settings
 from ganbert.errors import ConfigError, GanbertError
 from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
@@ -336,3 +336,40 @@ def test_generator_hears_nothing_from_a_head_that_always_sees_through_it() -> No
         masks = network.sample_masks(2, torch.Generator()).to(DEVICE)
         generator_step(network, batch, pet_fake, masks, recipe.run.losses, 0)
     assert same_weights(engines.generator, without.generator)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_settings_of_the_recipe_hold_in_a_resumed_run(
+    scheduled: bool, zero_stage: int, tmp_path: Path
+) -> None:
+    def engines_at(rate: float, betas: list[float]) -> Engines:
+        recipe = recipe_with(zero_optimization={"stage": zero_stage})
+        config = with_learning_rates(recipe, rate, rate).generator_engine
+        config["optimizer"]["params"]["betas"] = betas
+        if scheduled:
+            given = {"warmup_max_lr": rate, "warmup_num_steps": 2, "warmup_type": "linear"}
+            config["scheduler"] = {"type": "WarmupLR", "params": given}
+        both = {"generator_engine": config, "discriminator_engine": config}
+        return engines_with(recipe.model_copy(update=both))
+
+    first, batch = engines_at(1e-3, [0.9, 0.999]), random_batch(1)
+    for _ in range(3 * first.accumulation):
+        generator_step(
+            first,
+            batch,
+            first.generator(batch.mri),
+            masks_for(first, 1),
+            load_recipe(RECIPE).run.losses,
+            0,
+        )
+    first.generator.save_checkpoint(str(tmp_path), tag="t", save_latest=False)
+    resumed = engines_at(5e-4, [0.5, 0.9])
+    with recipe_settings(resumed):
+        resumed.generator.load_checkpoint(str(tmp_path), tag="t")
+    (group,) = resumed.generator.optimizer.param_groups
+    assert (group["lr"], list(group["betas"])) == (5e-4, [0.5, 0.9])
+    # The state is still that of the checkpoint.
+    state = next(iter(resumed.generator.optimizer.state.values()))
+    assert state["step"] == 3
+    assert same_weights(first.generator, resumed.generator)

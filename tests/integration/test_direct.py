@@ -1,15 +1,21 @@
 """Training images straight from the dataset, without a cache."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID
-from ganbert.data.direct import read_image, source_file
+from ganbert.data.direct import DirectReader, read_image, source_file
 from ganbert.data.index import Index, load_index
 from ganbert.data.loader import Loader, build_loader
 from ganbert.data.phantom import make_cohort
@@ -101,6 +107,56 @@ def test_the_loader_gives_the_same_batches_and_names_a_file_that_is_gone(
         list(loader)
     assert isinstance(caught.value, ImageError)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_the_words_of_a_reading_process_are_kept_where_a_second_look_sees_nothing(
+    folders: dict[str, Path], dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = load(folders["direct"], 200)
+    (lost,) = (dataset / f"sub-{next(loader).subjects[0]}" / "pet").glob("*.nii.gz")
+    lost.unlink()
+    # As if the file were back: this process reads nothing, those of DALI are others.
+    monkeypatch.setattr(DirectReader, "read", lambda *_: None)
+    with pytest.raises(GanbertError, match=f"{lost.name}: expected a NIfTI file, found") as caught:
+        list(loader)
+    assert "\n" not in str(caught.value)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import psutil
+from tests.integration.test_direct import load
+
+if __name__ == "__main__":
+    loader = load(Path(sys.argv[1]), 200)
+    next(loader)
+    print(*(child.pid for child in psutil.Process().children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_reading_processes_end_with_a_rank_that_is_killed(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    with (tmp_path / "pids").open("w") as stream:
+        process = subprocess.run(
+            [sys.executable, script, folders["direct"]],
+            stdout=stream,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+    assert process.returncode == -signal.SIGKILL
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert len(pids) >= 2
+    deadline = time.monotonic() + 30
+    while any(psutil.pid_exists(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a process reads on for nobody"
+        time.sleep(0.1)
 
 
 def test_a_hole_in_the_dataset_shows_before_the_first_batch(

@@ -160,6 +160,10 @@ def test_r1_wants_two_passes_that_differ_in_its_noise_alone(noisy: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "section", "name", "value"),
     [
+        ("none", "losses", "nsp", 1.0),
+        ("none", "losses", "mlm", 10.0),
+        ("patchgan", "losses", "nsp", 1.0),
+        ("bert", "losses", "patch", 5.0),
         ("none", "losses", "label_smoothing", 0.1),
         ("none", "losses", "r1", 10.0),
         ("none", "losses", "reweight", True),
@@ -174,13 +178,61 @@ def test_r1_wants_two_passes_that_differ_in_its_noise_alone(noisy: str) -> None:
 def test_reins_that_hold_nothing_are_refused(
     kind: str, section: str, name: str, value: object
 ) -> None:
-    quiet = {"kind": kind, "dropout": 0.0}  # as r1 wants it
-    content: dict[str, Any] = {"max_steps": 1, "discriminator": quiet}
+    quiet = {"dropout": 0.0} if name == "r1" else {}
+    content: dict[str, Any] = {"max_steps": 1, "discriminator": {"kind": kind} | quiet}
     read_strictly("run.yaml", content, RunConfig)
     content.setdefault(section, {})[name] = value
     with pytest.raises(ConfigError, match=rf"{name} has nothing to act on .*{kind}"):
         read_strictly("run.yaml", content, RunConfig)
     content["discriminator"]["kind"] = "bert_patchgan"
+    read_strictly("run.yaml", content, RunConfig)
+
+
+BERT, CNN, BOTH, NONE = ({"kind": kind} for kind in ("bert", "patchgan", "bert_patchgan", "none"))
+
+
+@pytest.mark.parametrize(
+    ("discriminator", "losses", "message"),
+    [
+        (BERT, {"nsp": 0, "mlm": 0}, "losses.nsp or losses.mlm above 0, or .*kind none: BERT"),
+        (BOTH, {"nsp": 0, "mlm": 0}, "losses.nsp or losses.mlm above 0, or .*kind patchgan: BERT"),
+        (CNN, {"patch": 0}, "losses.patch above 0, or .*kind none: the CNN"),
+        (BOTH, {"patch": 0}, "losses.patch above 0, or .*kind bert: the CNN"),
+        (NONE, {"l1": 0}, "losses.l1 above 0: the generator has nothing else"),
+        (BERT | {"gradient": "none"}, {"l1": 0}, "losses.l1 above 0: the generator has nothing"),
+        (BERT, {"nsp": 0, "lazy_above_accuracy": 0.8}, "losses.nsp above 0, or no lazy_above_acc"),
+        (BERT, {"nsp": 0, "label_smoothing": 0.1}, "losses.nsp above 0, or no label_smoothing"),
+        (BERT, {"nsp": 0, "reweight": True}, "losses.nsp above 0, or no reweight"),
+        (BERT | {"dropout": 0.0, "dropout_for_generator": False}, {}, "no dropout to leave out"),
+    ],
+)
+def test_settings_without_any_effect_are_refused(
+    discriminator: dict[str, Any], losses: dict[str, Any], message: str
+) -> None:
+    content = {"max_steps": 1, "discriminator": discriminator, "losses": losses}
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_strictly("run.yaml", content, RunConfig)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("discriminator", "losses"),
+    [
+        (BERT, {"nsp": 0}),
+        (BERT, {"mlm": 0, "lazy_above_accuracy": 0.8}),
+        (BERT, {"l1": 0}),
+        (BERT | {"gradient": "none"}, {}),  # the ablation
+        (BOTH, {"nsp": 0, "lazy_above_accuracy": 0.8, "label_smoothing": 0.1}),  # of the CNN
+        (BOTH | {"gradient": "none"}, {"l1": 0}),
+        (NONE, {"nsp": 0, "mlm": 0, "patch": 0}),
+        (CNN, {"nsp": 0, "mlm": 0}),
+        (BERT | {"attention_dropout": 0.1, "dropout": 0, "dropout_for_generator": False}, {}),
+    ],
+)
+def test_what_still_has_an_effect_is_taken(
+    discriminator: dict[str, Any], losses: dict[str, Any]
+) -> None:
+    content = {"max_steps": 1, "discriminator": discriminator, "losses": losses}
     read_strictly("run.yaml", content, RunConfig)
 
 

@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from ganbert.config import load_recipe
+from ganbert.engines import check_engine_configs
+
 ROOT = Path(__file__).parents[2]
 OPTIONS = {"subjects": 4, "cohort_seed": 1, "size": "tiny", "max_steps": 1, "split": "test"}
 
@@ -28,6 +31,18 @@ def experiment(monkeypatch: pytest.MonkeyPatch) -> Any:
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "prepare_cohort", lambda *_: None)
     return module
+
+
+def test_every_variant_of_the_taming_is_a_recipe(
+    experiment: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    taming = importlib.import_module("taming")
+    assert len(taming.VARIANTS) > 20
+    for name, (recipe, overrides) in taming.VARIANTS.items():
+        cell = experiment.Cell("AV45", "paper", name, 1, recipe, overrides)
+        experiment._write_recipe(tmp_path / name, cell, 0.1)
+        check_engine_configs(load_recipe(tmp_path / name))
 
 
 def lines_of(experiment: Any, cell: Any) -> list[list[str]]:

@@ -27,6 +27,7 @@ FLOORS = (
         "metrics",
         "model_card",
         "ranks",
+        "resuming",
         "scales",
         "telemetry",
         "token_bands",

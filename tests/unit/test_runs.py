@@ -68,7 +68,7 @@ def data(tmp_path: Path) -> Path:
     return write_index(tmp_path / "data", row("01"), row("02"), test_row)
 
 
-def plan(data: Path, given: Recipe, resume_from: Path | None = None) -> Run:
+def plan(data: Path, given: Recipe, resume_from: Path | None = None, world_size: int = 1) -> Run:
     output = data.parent / "run"
     return plan_run(
         given,
@@ -76,6 +76,7 @@ def plan(data: Path, given: Recipe, resume_from: Path | None = None) -> Run:
         data=data,
         output=output,
         resume_from=resume_from,
+        world_size=world_size,
     )
 
 
@@ -204,11 +205,96 @@ def test_run_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_ratio_far_from_the_suggested_one_is_said(data: Path) -> None:
-    assert plan(data, recipe(intensity_ratio="auto")).ratio_warning() is None
-    assert plan(data, recipe(intensity_ratio=0.04)).ratio_warning() is None
-    warning = plan(data, recipe(intensity_ratio=0.1)).ratio_warning()
-    assert warning is not None
+    assert plan(data, recipe(intensity_ratio="auto")).remarks() == []
+    assert plan(data, recipe(intensity_ratio=0.04)).remarks() == []
+    (warning,) = plan(data, recipe(intensity_ratio=0.1)).remarks()
     assert "0.1 is far from the 0.02" in warning
+
+
+def test_generator_that_hears_nothing_from_bert_is_said(data: Path) -> None:
+    deaf = recipe(intensity_ratio="auto", discriminator={"gradient": "none"})
+    (warning,) = plan(data, deaf).remarks()
+    assert warning.startswith("warning: discriminator.gradient none: ")
+    assert "\n" not in warning
+
+
+def engine(lr: float, **more: Any) -> dict[str, Any]:
+    adam = {"type": "Adam", "params": {"lr": lr, "betas": [0.9, 0.999], "torch_adam": True}}
+    return {"optimizer": adam} | more
+
+
+def with_engines(of_g: dict[str, Any], of_d: dict[str, Any], **run: Any) -> Recipe:
+    engines = {"generator_engine": of_g, "discriminator_engine": of_d}
+    return recipe(intensity_ratio="auto", **run).model_copy(update=engines)
+
+
+def resumed(data: Path, before: Recipe, now: Recipe, world_size: int = 2) -> Run:
+    write_description(plan(data, before), 2, "CPU")
+    return plan(data, now, data.parent / "run/checkpoints/step-00000005", world_size)
+
+
+def test_other_settings_of_a_resumed_run_are_said_in_one_line(data: Path) -> None:
+    before = with_engines(engine(1e-3), engine(1e-4), losses={"nsp": 20})
+    now = with_engines(
+        engine(1e-3, gradient_clipping=1.0),
+        engine(5e-4),
+        losses={"nsp": 1, "max_adversarial_ratio": 3.0},
+        max_steps=9,
+        checkpoint_every=3,  # teaches nothing
+    )
+    run = resumed(data, before, now)
+    assert run.remarks() == [
+        "resumed with other settings: max_steps 5 -> 9, losses.nsp 20.0 -> 1.0, "
+        "losses.max_adversarial_ratio unset -> 3.0, generator.json gradient_clipping unset -> 1.0, "
+        "discriminator.json optimizer.params.lr 0.0001 -> 0.0005"
+    ]
+
+
+def test_nothing_is_said_where_nothing_changed(data: Path) -> None:
+    same = with_engines(engine(1e-3), engine(1e-4))
+    run = resumed(data, same, same)
+    assert run.remarks() == []
+    assert describe_run(run, 2, "CPU")["changes"] == []
+    # The adversary's file is read and not used.
+    alone = {"discriminator": {"kind": "none"}}
+    before, now = (with_engines(engine(1e-3), engine(lr), **alone) for lr in (1e-3, 5e-4))
+    assert resumed(data, before, now).remarks() == []
+
+
+def test_other_number_of_ranks_is_said(data: Path) -> None:
+    same = with_engines(engine(1e-3), engine(1e-4))
+    (remark,) = resumed(data, same, same, world_size=1).remarks()
+    assert remark == "resumed with other settings: number of ranks 2 -> 1"
+
+
+def test_description_remembers_all_changes(data: Path) -> None:
+    recipes = [with_engines(engine(1e-3), engine(1e-4), losses={"nsp": n}) for n in (20, 5, 1)]
+    run = resumed(data, recipes[0], recipes[1])
+    write_description(run, 2, "CPU")
+    run = plan(data, recipes[2], data.parent / "run/checkpoints/step-00000010", 2)
+    write_description(run, 2, "CPU")
+    assert json.loads((run.output / DESCRIPTION_NAME).read_text())["changes"] == [
+        {"resumed_from": "step-00000005", "settings": {"losses.nsp": [20.0, 5.0]}},
+        {"resumed_from": "step-00000010", "settings": {"losses.nsp": [5.0, 1.0]}},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": {"type": "SGD", "params": {"lr": 1e-3}}}, "optimizer as .* found generator"),
+        (
+            {"scheduler": {"type": "WarmupLR"}},
+            "without a schedule, found generator with a schedule",
+        ),
+    ],
+)
+def test_optimisers_that_cannot_use_the_state_may_not_go_on(
+    data: Path, change: dict[str, Any], message: str
+) -> None:
+    before = with_engines(engine(1e-3), engine(1e-3))
+    with pytest.raises(CheckpointError, match=message):
+        resumed(data, before, with_engines(engine(1e-3) | change, engine(1e-3)))
 
 
 def engines(stage: int = 0, **precision: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ PET are what is to be learnt.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,9 @@ class Transform:
         return any(self.rotation_deg) or any(self.translation_mm)
 
 
+UNCHANGED = Transform(False, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), 1.0, 0.0)
+
+
 def draw_transform(config: AugmentationConfig, seed: int, sample: int) -> Transform:
     """Return what happens to sample `sample` of the stream, sample >= 0."""
     # Raw bits: NumPy promises those of PCG64 for good, and a resumed run must go on the same.
@@ -58,6 +62,13 @@ def draw_transform(config: AugmentationConfig, seed: int, sample: int) -> Transf
     d, h, w = (config.translation_mm * value for value in signed[3:6])
     gain, offset = (config.intensity * value for value in signed[6:])
     return Transform(first < config.flip, (a, b, c), (d, h, w), 1.0 + gain, offset)
+
+
+def motion_of(config: AugmentationConfig) -> Literal["none", "flip", "warp"]:
+    """Return what images must go through: flips alone need no interpolation."""
+    if config.rotation_deg > 0 or config.translation_mm > 0:
+        return "warp"
+    return "flip" if config.flip > 0 else "none"
 
 
 def to_source(transform: Transform, grid: Grid) -> Array:

@@ -1,31 +1,32 @@
 """From rows of an index to what `pipeline.py` streams: files of the cache, factors and motions."""
 
-import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ganbert.config import Grid
-from ganbert.data.augmentation import Transform, to_source
+from ganbert.data.augmentation import UNCHANGED, Transform, to_source
 from ganbert.data.conform import mri_scale_offset, pet_scale_offset
-from ganbert.data.index import CachedImage, Index, Row, Split
+from ganbert.data.index import Index, Row, Split
 from ganbert.data.nifti import HEADER_BYTES
-from ganbert.data.pipeline import ImageStream, Shape
+from ganbert.data.pipeline import Change, ImageStream, Motion, Shape
 from ganbert.data.volume import Array
 from ganbert.errors import DatasetError
 
+Draw = Callable[[int], Transform]
 PREPARE_AGAIN = "run `ganbert prepare` again"
 
 
-def cache_streams(
+def image_streams(
     folder: Path,
     index: Index,
     rows: Sequence[Row],
     positions: Sequence[int],
     intensity_ratio: float,
-    transforms: Sequence[Transform] | None = None,
+    draw: Draw | None = None,
+    motion: Motion = "none",
 ) -> tuple[ImageStream, ImageStream]:
     """Return the streams of MRI and PET.
 
@@ -34,40 +35,35 @@ def cache_streams(
     folder : of the index
     positions : in `rows`, one per sample, in order; they are the labels of both streams
     intensity_ratio : the tenth of paper section 3.1
-    transforms : what is done to each sample; None: nothing
+    draw : what is done to the pair at a place in `positions`; None: nothing
+    motion : what `draw` may ask for
     """
     mri_shape, pet_shape = payload_shapes(index, rows[0])
-    mris, pets = ([getattr(rows[k], name) for k in positions] for name in ("mri", "pet"))
-    of_mri = np.array([mri_scale_offset(image.mean, image.std) for image in mris])
-    of_pet = np.array([pet_scale_offset(i.mean, i.std, intensity_ratio) for i in mris])
-    if transforms is not None:
-        gain, offset = np.array([(t.gain, t.offset) for t in transforms]).T
-        of_mri = np.column_stack((gain * of_mri[:, 0], gain * of_mri[:, 1] + offset))
+    draw = draw or (lambda _: UNCHANGED)
 
-    def stream(images: list[CachedImage], factors: Array, shape: Shape, dtype: type) -> ImageStream:
-        scale, shift = np.ascontiguousarray(factors.T, np.float32)
-        return ImageStream(
-            files=[str(folder / image.path) for image in images],
-            labels=list(positions),
-            shape=shape,
-            dtype=dtype,
-            scale=scale,
-            offset=shift,
-        )
+    def to_source_on(grid: Grid, transform: Transform) -> Array | None:
+        return to_source(transform, grid) if motion == "warp" else None
 
-    mri = stream(mris, of_mri, mri_shape, np.uint8)
-    pet = stream(pets, of_pet, pet_shape, np.float32)
-    if transforms is None:
-        return mri, pet
-    return _moved(mri, index.mri_grid, transforms), _moved(pet, index.pet_grid, transforms)
+    def change_mri(place: int) -> Change:
+        image, drawn = rows[positions[place]].mri, draw(place)
+        scale, offset = mri_scale_offset(image.mean, image.std)
+        scale, offset = drawn.gain * scale, drawn.gain * offset + drawn.offset
+        return Change(scale, offset, drawn.flip, to_source_on(index.mri_grid, drawn))
 
+    def change_pet(place: int) -> Change:
+        image, drawn = rows[positions[place]].mri, draw(place)
+        scale, offset = pet_scale_offset(image.mean, image.std, intensity_ratio)
+        return Change(scale, offset, drawn.flip, to_source_on(index.pet_grid, drawn))
 
-def _moved(stream: ImageStream, grid: Grid, transforms: Sequence[Transform]) -> ImageStream:
-    if any(transform.moves for transform in transforms):
-        matrices = np.stack([to_source(transform, grid) for transform in transforms])
-        return dataclasses.replace(stream, to_source=matrices)
-    flips = np.array([transform.flip for transform in transforms])
-    return dataclasses.replace(stream, flips=flips) if flips.any() else stream
+    def files(name: str) -> list[str]:
+        of_row = [str(folder / getattr(row, name).path) for row in rows]
+        return [of_row[position] for position in positions]
+
+    labels = list(positions)
+    return (
+        ImageStream(files("mri"), labels, mri_shape, np.uint8, change_mri, motion),
+        ImageStream(files("pet"), labels, pet_shape, np.float32, change_pet, motion),
+    )
 
 
 def payload_shapes(index: Index, row: Row) -> tuple[Shape, Shape]:

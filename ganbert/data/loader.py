@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from ganbert.config import AugmentationConfig
-from ganbert.data.augmentation import NO_AUGMENTATION, draw_transform
+from ganbert.data.augmentation import NO_AUGMENTATION, draw_transform, motion_of
 from ganbert.data.direct import DirectReader
 from ganbert.data.image_streams import (
     PREPARE_AGAIN,
-    cache_streams,
     check_cache,
     check_rows,
+    image_streams,
     payload_shapes,
 )
 from ganbert.data.index import Index, Split
@@ -207,12 +207,13 @@ def build_loader(
     else:
         reader.check()
         look_again = functools.partial(_read_again, reader, micro_batch)
-    transforms = None
-    if augmentation != NO_AUGMENTATION:
-        transforms = [draw_transform(augmentation, seed, k) for k in samples]
+    draw = functools.lru_cache(maxsize=64)(
+        lambda place: draw_transform(augmentation, seed, samples[place])
+    )
+    motion = motion_of(augmentation)
     pipeline = None
     if positions:
-        mri, pet = cache_streams(folder, index, rows, positions, intensity_ratio, transforms)
+        mri, pet = image_streams(folder, index, rows, positions, intensity_ratio, draw, motion)
         pipeline = build_pipeline(
             mri, pet, micro_batch=micro_batch, device_id=device_id, reader=reader
         )

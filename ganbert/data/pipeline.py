@@ -16,7 +16,7 @@ DALI is imported when a graph is built.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,28 @@ from ganbert.data.volume import Array, FloatArray
 from ganbert.errors import PlatformError
 
 Shape = tuple[int, int, int, int]
+Motion = Literal["none", "flip", "warp"]
 # Batches computed ahead of the one that is asked for, and read ahead of those.
 NUM_AHEAD = 2
 _READER_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is done to one image.
+
+    Attributes
+    ----------
+    scale, offset : normalised = scale * raw + offset
+    flip : swap left and right before that
+    to_source : (3, 4), index (d, h, w, 1) of the result to index in the image, interpolated
+        linearly, 0 outside; where there is one it holds the flip too
+    """
+
+    scale: float
+    offset: float
+    flip: bool = False
+    to_source: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -41,20 +60,16 @@ class ImageStream:
     labels : a number per sample that travels with it through the graph
     shape : (C, D, H, W) of each file's payload
     dtype : of the payload: uint8 or float32
-    scale, offset : (K,) float32, per sample: normalised = scale * raw + offset
-    flips : (K,) bool, swap left and right before that; None: of no sample
-    to_source : (K, 3, 4), index (d, h, w, 1) of the result to index in the image, interpolated
-        linearly, 0 outside; it holds the flip too. None: of no sample
+    change : what is done to the sample at a place in `files`; asked for batch by batch
+    motion : what `change` may ask for beside scaling; the same for all samples
     """
 
     files: list[str]
     labels: list[int]
     shape: Shape
     dtype: npt.DTypeLike
-    scale: FloatArray
-    offset: FloatArray
-    flips: npt.NDArray[np.bool_] | None = None
-    to_source: Array | None = None
+    change: Callable[[int], Change]
+    motion: Motion = "none"
 
 
 def build_pipeline(
@@ -155,16 +170,11 @@ def _change(
     dali: Any, raw: Any, stream: ImageStream, micro_batch: int, *, on_gpu: bool, has_header: bool
 ) -> Any:
     """Describe the way of one image from its bytes to what the networks see."""
-    arrays: list[npt.NDArray[Any]] = [stream.scale, stream.offset]
-    if stream.to_source is not None:
-        arrays.append(_to_dali(stream.to_source))
-    elif stream.flips is not None:
-        arrays.append(stream.flips.astype(np.int32))
+    moves = stream.motion != "none"
     given = dali.fn.external_source(
-        source=_by_batch(arrays, micro_batch), num_outputs=len(arrays), batch=True
+        source=_by_batch(stream, micro_batch), num_outputs=3 if moves else 2, batch=True
     )
     scale, offset, *motion = given
-    moves = bool(motion)
     if on_gpu:
         raw, scale, offset = raw.gpu(), scale.gpu(), offset.gpu()
     is_byte = np.dtype(stream.dtype) == np.uint8
@@ -180,7 +190,7 @@ def _change(
         image = dali.fn.reinterpret(raw, shape=flat, dtype=dtype)
     else:
         image = dali.fn.reinterpret(raw[HEADER_BYTES:], shape=shape, dtype=dtype, layout="FDHWC")
-    if stream.to_source is not None:
+    if stream.motion == "warp":
         image = dali.fn.warp_affine(
             image,
             motion[0].gpu() if on_gpu else motion[0],
@@ -188,32 +198,42 @@ def _change(
             dtype=dali.types.FLOAT,
             interp_type=dali.types.INTERP_LINEAR,
         )
-    elif moves:
+    elif stream.motion == "flip":
         image = dali.fn.flip(image, horizontal=motion[0])
     return image * scale + offset
 
 
 def _to_dali(to_source: Array) -> FloatArray:
-    """Turn matrices of (d, h, w), whole numbers at centres, into DALI's of (x, y, z), halves there.
+    """Turn a matrix of (d, h, w), whole numbers at centres, into DALI's of (x, y, z), halves there.
 
     Parameters
     ----------
-    to_source : (K, 3, 4)
+    to_source : (3, 4)
     """
-    linear = to_source[:, ::-1, 2::-1]
-    shift = to_source[:, ::-1, 3] + 0.5 - 0.5 * linear.sum(axis=2)
-    return np.concatenate((linear, shift[..., np.newaxis]), axis=2).astype(np.float32)
+    linear = to_source[::-1, 2::-1]
+    shift = to_source[::-1, 3] + 0.5 - 0.5 * linear.sum(axis=1)
+    return np.column_stack((linear, shift)).astype(np.float32)
 
 
 def _by_batch(
-    arrays: list[npt.NDArray[Any]], micro_batch: int
-) -> Callable[[int], list[npt.NDArray[Any]]]:
-    """Return the source of each array's next `micro_batch` entries, by iteration."""
-    num_batches = len(arrays[0]) // micro_batch
+    stream: ImageStream, micro_batch: int
+) -> Callable[[int], tuple[list[npt.NDArray[Any]], ...]]:
+    """Return the source of factors, shifts and motions of a batch, by iteration."""
+    num_batches = len(stream.files) // micro_batch
 
-    def source(iteration: int) -> list[npt.NDArray[Any]]:
+    def motion_of(change: Change) -> npt.NDArray[Any]:
+        if stream.motion == "flip" or change.to_source is None:
+            return np.array(change.flip, np.int32)
+        return _to_dali(change.to_source)
+
+    def source(iteration: int) -> tuple[list[npt.NDArray[Any]], ...]:
         # DALI asks ahead of the end; what it computes there nobody collects.
         start = iteration % num_batches * micro_batch
-        return [array[start : start + micro_batch] for array in arrays]
+        changes = [stream.change(place) for place in range(start, start + micro_batch)]
+        scales = [np.array(change.scale, np.float32) for change in changes]
+        offsets = [np.array(change.offset, np.float32) for change in changes]
+        if stream.motion == "none":
+            return scales, offsets
+        return scales, offsets, [motion_of(change) for change in changes]
 
     return source

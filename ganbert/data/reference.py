@@ -14,12 +14,10 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from ganbert.config import Grid
-from ganbert.data.augmentation import Transform, to_source
+from ganbert.data.augmentation import UNCHANGED, Transform, to_source
 from ganbert.data.index import CachedImage, Row
 from ganbert.data.nifti import HEADER_BYTES
 from ganbert.data.volume import FloatArray
-
-_UNCHANGED = Transform(False, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), 1.0, 0.0)
 
 
 def reference_batch(
@@ -49,7 +47,7 @@ def reference_batch(
     Shin et al. 2020, section 3.1.
     """
     mri, pet = [], []
-    for row, transform in zip(rows, transforms or [_UNCHANGED] * len(rows), strict=True):
+    for row, transform in zip(rows, transforms or [UNCHANGED] * len(rows), strict=True):
         mean, std = row.mri.mean, row.mri.std
         mri_shape = (1, *mri_grid.shape)
         pet_shape = (len(row.frame_start_s), *pet_grid.shape)

@@ -11,7 +11,7 @@ from ganbert.data.augmentation import draw_transform
 from ganbert.data.conform import normalise_mri
 from ganbert.data.loader import build_loader
 from ganbert.data.nifti import read_cache
-from ganbert.data.pipeline import ImageStream, build_pipeline
+from ganbert.data.pipeline import Change, ImageStream, build_pipeline
 from ganbert.data.reference import reference_batch
 from ganbert.data.sample_order import share_of
 from ganbert.errors import PlatformError
@@ -94,7 +94,6 @@ def test_dali_changes_images_as_the_oracle_does(config: AugmentationConfig, tmp_
 
 def test_without_dali_one_line_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali.fn", None)
-    factors = np.ones(1, np.float32)
-    stream = ImageStream(["a"], [0], (1, 1, 1, 1), np.uint8, factors, factors)
+    stream = ImageStream(["a"], [0], (1, 1, 1, 1), np.uint8, lambda _: Change(1.0, 0.0))
     with pytest.raises(PlatformError, match="nvidia-dali-cuda120"):
         build_pipeline(stream, stream, micro_batch=1, device_id=None)

@@ -103,7 +103,9 @@ def verify_files(folder: Path, index: Index) -> int:
     DatasetError
         At the first file that is missing or has changed.
     """
-    images = [i for kind in ("mri", "pet", "truth", "dseg") for i in _images(index.rows, kind)]
+    # Row by row: without a cache, the images of one are made together.
+    kinds = ("mri", "pet", "truth", "dseg")
+    images = [image for row in index.rows for kind in kinds for image in _images([row], kind)]
     for image in track(images, description="Verifying SHA-256"):
         path = folder / image.path
         if index.cached:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ganbert.atomic import output_error, write_text
 from ganbert.config import Grid
-from ganbert.data.direct import STORED_AS, save_source, source_file, stored_sha256
+from ganbert.data.direct import STORED_AS, save_source, stored_sha256
 from ganbert.data.index import AffineRows, CachedImage, Row, file_sha256
 from ganbert.data.nifti import write_cache
 from ganbert.data.row_images import RowImages, conform_pair
@@ -83,13 +83,13 @@ def make_row(pair: Pair, place: CachePlace) -> Row:
     ):
         if finished.recipe != recipe:
             _write_record(record, finished.model_copy(update={"recipe": recipe}))
+        _save_note(finished.row, pair, place)
         return finished.row
     sha256: dict[str, str] = {}
     images = conform_pair(pair, place.mri_grid, place.pet_grid, sha256=sha256)
     _remove(record)
     row = _save(pair, images, place, name)
-    if not place.keep_images:
-        save_source(place.out / row.mri.path, pair, place.mri_grid, place.pet_grid)
+    _save_note(row, pair, place)
     checksums = tuple(sha256[str(file)] for file in files)
     _write_record(record, FinishedRow(recipe=recipe, row=row, input_sha256=checksums))
     return row
@@ -114,12 +114,18 @@ def _row_name(pair: Pair) -> str:
 
 def _is_whole(row: Row, place: CachePlace) -> bool:
     if not place.keep_images:
-        return source_file(place.out / row.mri.path).is_file()
+        return True
     images = [image for image in (row.mri, row.pet, row.truth, row.dseg) if image]
     return all(
         (place.out / image.path).is_file() and file_sha256(place.out / image.path) == image.sha256
         for image in images
     )
+
+
+def _save_note(row: Row, pair: Pair, place: CachePlace) -> None:
+    # Anew for a row that is kept too: times of change may be others, and a note may be damaged.
+    if not place.keep_images:
+        save_source(place.out / row.mri.path, pair, place.mri_grid, place.pet_grid)
 
 
 def _save(pair: Pair, images: RowImages, place: CachePlace, name: str) -> Row:

@@ -29,6 +29,7 @@ from ganbert.config import Grid
 from ganbert.data.index import CachedImage, Row
 from ganbert.data.nifti import read_cache, to_dtype
 from ganbert.data.row_images import RowImages, conform_pair
+from ganbert.data.row_record import input_files
 from ganbert.data.volume import Pair, Volume
 from ganbert.errors import DatasetError
 
@@ -42,11 +43,14 @@ STORED_AS: dict[str, type] = {
 
 
 class Source(BaseModel):
-    """Where the images of a row come from, and what is done to them; nothing else of the subject.
+    """Where the images of a row come from, and what is done to them.
+
+    Of the subject it holds what paths and the factors of frames and units say, and nothing else.
 
     Attributes
     ----------
     pair : with absolute paths
+    files : (path, size in bytes, time of change in ns) of each input, as it was measured
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,6 +58,7 @@ class Source(BaseModel):
     pair: Pair
     mri_grid: Grid
     pet_grid: Grid
+    files: tuple[tuple[str, int, int], ...]
 
 
 def save_source(image_file: Path, pair: Pair, mri_grid: Grid, pet_grid: Grid) -> None:
@@ -67,6 +72,8 @@ def save_source(image_file: Path, pair: Pair, mri_grid: Grid, pet_grid: Grid) ->
     ------
     OutputError
         If it cannot be written.
+    DatasetError
+        If an input is gone.
     """
     paths = {
         name: path and os.path.abspath(path)
@@ -77,7 +84,8 @@ def save_source(image_file: Path, pair: Pair, mri_grid: Grid, pet_grid: Grid) ->
     impersonal = dataclasses.replace(
         pair, facts={}, dseg_table=None, diagnosis=None, side=None, **paths
     )
-    source = Source(pair=impersonal, mri_grid=mri_grid, pet_grid=pet_grid)
+    files = tuple(_state_of(file) for file in input_files(impersonal))
+    source = Source(pair=impersonal, mri_grid=mri_grid, pet_grid=pet_grid, files=files)
     write_text(source_file(image_file), source.model_dump_json(indent=1) + "\n")
 
 
@@ -163,6 +171,7 @@ class DirectReader:
             raise StopIteration
         position = self._positions[sample]
         source = _load_source(Path(self._files[position]))
+        _check_unchanged(source)
         images = conform_pair(_for_training(source.pair), source.mri_grid, source.pet_grid)
         mri = images.mri.volume.array.astype(np.uint8)
         return mri, images.pet.array, np.array([position], np.int32)
@@ -173,18 +182,10 @@ class DirectReader:
         Raises
         ------
         DatasetError
-            If one is missing.
+            If one is missing, or has changed since it was measured.
         """
         for file in self._files:
-            pair = _load_source(Path(file)).pair
-            for path in (pair.mri, pair.pet):
-                if not Path(path).is_file():
-                    raise DatasetError(
-                        path,
-                        expected="an image of the dataset, which was prepared without a cache",
-                        found="no such file",
-                        remedy="bring it back, or run `ganbert prepare` again",
-                    )
+            _check_unchanged(_load_source(Path(file)))
 
 
 def _end_after(parent: BaseProcess) -> None:
@@ -206,7 +207,37 @@ def _parts(image_file: Path) -> tuple[str, str]:
 @functools.lru_cache(maxsize=1)
 def _read_source(file: Path) -> RowImages:
     source = _load_source(file)
-    return conform_pair(source.pair, source.mri_grid, source.pet_grid)
+    _check_unchanged(source)
+    images = conform_pair(source.pair, source.mri_grid, source.pet_grid)
+    for volume in (images.mri.volume, images.pet, images.truth, images.dseg):
+        if volume is not None:
+            volume.array.flags.writeable = False  # whoever asks next gets the same array
+    return images
+
+
+def _state_of(file: Path | str) -> tuple[str, int, int]:
+    try:
+        status = os.stat(file)
+    except OSError as error:
+        raise DatasetError(
+            file,
+            expected="an image of the dataset, which was prepared without a cache",
+            found=error.strerror or type(error).__name__,
+            remedy="bring it back, or run `ganbert prepare` again",
+        ) from error
+    return str(file), status.st_size, status.st_mtime_ns
+
+
+def _check_unchanged(source: Source) -> None:
+    """Refuse other images than those whose statistics stand in the index."""
+    for state in source.files:
+        if _state_of(state[0]) != state:
+            raise DatasetError(
+                state[0],
+                expected="the image that was prepared",
+                found="one of another size or time",
+                remedy="run `ganbert prepare` again",
+            )
 
 
 def _load_source(file: Path) -> Source:

@@ -86,7 +86,8 @@ def test_a_note_of_a_source_says_nothing_of_the_subject_but_the_label(
     index = load_index(folders["direct"])
     note = json.loads(source_file(folders["direct"] / index.rows[0].mri.path).read_text())
     assert note["pair"]["facts"] == {}
-    assert set(note) == {"pair", "mri_grid", "pet_grid"}
+    assert note["pair"]["diagnosis"] is None
+    assert set(note) == {"pair", "mri_grid", "pet_grid", "files"}
 
 
 @pytest.mark.slow
@@ -170,12 +171,28 @@ def test_a_hole_in_the_dataset_shows_before_the_first_batch(
         load(folders["direct"], 1)
 
 
-def test_a_damaged_note_is_one_line(folders: dict[str, Path]) -> None:
+def test_another_image_than_the_one_that_was_measured_is_refused(
+    folders: dict[str, Path], dataset: Path
+) -> None:
+    index = load_index(folders["direct"])
+    (pet,) = (dataset / f"sub-{index.select('train')[0].subject}").glob("pet/*.nii.gz")
+    os.utime(pet, ns=(0, 0))
+    with pytest.raises(DatasetError, match=f"{pet.name}: expected the image that was prepared"):
+        load(folders["direct"], 1)
+    prepare(dataset, folders["direct"], cached=False, jobs=1, **GRIDS)
+    load(folders["direct"], 0)
+
+
+def test_a_damaged_note_is_one_line_whose_remedy_helps(
+    folders: dict[str, Path], dataset: Path
+) -> None:
     index = load_index(folders["direct"])
     image = index.rows[0].pet
     source_file(folders["direct"] / image.path).write_text("{")
     with pytest.raises(DatasetError, match="expected a note of where a row comes from"):
         read_image(folders["direct"], image)
+    prepare(dataset, folders["direct"], cached=False, jobs=1, **GRIDS)
+    assert read_image(folders["direct"], image).array.shape == (2, *TINY_PET_GRID.shape)
 
 
 def test_a_folder_does_not_change_from_one_to_the_other(

@@ -131,6 +131,24 @@ def test_the_payload_of_a_cache_file_is_the_array(tmp_path: Path) -> None:
         np.testing.assert_allclose(again.affine, volume.affine)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.int32])
+def test_a_cache_file_can_be_mapped_into_memory(dtype: type, tmp_path: Path) -> None:
+    path = tmp_path / "a.nii"
+    write_cache(path, pet_volume(), dtype=dtype)
+    image = nib.load(path)
+    array = np.asarray(image.dataobj)
+    assert isinstance(image.dataobj.get_unscaled(), np.memmap)
+    assert array.dtype == np.dtype(dtype)
+    assert array.dtype.isnative
+    # Aligned, in memory that is the file: what is written to the file is in the array.
+    assert array.flags.aligned
+    assert HEADER_BYTES % 16 == 0
+    with path.open("r+b") as stream:
+        stream.seek(HEADER_BYTES)
+        stream.write(np.array(77, dtype).tobytes())
+    assert array[0, 0, 0, 0] == 77
+
+
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.img"])
 def test_a_cache_is_not_compressed(name: str, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="not compressed"):

@@ -151,10 +151,11 @@ class Loader:
 
 
 def _behind_header(tensor: torch.Tensor, shape: Shape) -> torch.Tensor:
-    """Return (N, C, D, H, W), the last values of each sample: a header may stand before them."""
-    num_values = math.prod(shape)
-    flat = tensor.reshape(len(tensor), -1)[:, -num_values:]
-    return flat.contiguous().view(len(tensor), *shape)
+    """Return (N, C, D, H, W), the last values of each sample: a header may stand before them.
+
+    A view: between samples lie the values of the header, which only a copy of all could remove.
+    """
+    return tensor.reshape(len(tensor), -1)[:, -math.prod(shape) :].unflatten(1, shape)
 
 
 def build_loader(

@@ -13,8 +13,11 @@ of samples, in order, with what is to be done to each. `reference.py` holds the 
 DALI is imported when a graph is built.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,6 +33,8 @@ Motion = Literal["none", "flip", "warp"]
 # Batches computed ahead of the one that is asked for, and read ahead of those.
 NUM_AHEAD = 2
 _READER_AHEAD = 2
+# More do not help a rank: reading and scaling are bound by memory.
+_MAX_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -78,10 +83,9 @@ def build_pipeline(
     *,
     micro_batch: int,
     device_id: int | None,
-    num_threads: int = 2,
+    num_threads: int | None = None,
     prefetch: int = NUM_AHEAD,
     reader: Callable[[Any], Any] | None = None,
-    num_readers: int = 2,
 ) -> Any:
     """Build the graph.
 
@@ -89,9 +93,10 @@ def build_pipeline(
     ----------
     mri, pet : of equal length, a multiple of `micro_batch`
     device_id : GPU that normalises and holds the results; None for the CPU
+    num_threads : of DALI, and processes of `reader`; None: this rank's share of the node's cores
     prefetch : batches computed ahead
-    reader : gives both raw images and the label of a sample, in `num_readers` processes of its own;
-        None: the files are read
+    reader : gives both raw images and the label of a sample, in processes of its own; None: the
+        files are read
 
     Returns
     -------
@@ -105,12 +110,13 @@ def build_pipeline(
         If DALI is not installed.
     """
     dali = _import_dali()
+    num_threads = num_threads or _share_of_cores()
     with dali.Pipeline(
         batch_size=micro_batch,
         num_threads=num_threads,
         device_id=device_id,
         prefetch_queue_depth=prefetch,
-        **_processes(num_readers if reader else 0),
+        **_processes(num_threads if reader else 0),
     ) as pipeline:
         raw = _read_files(dali, mri, pet) if reader is None else _call(dali, reader)
         on_gpu = device_id is not None
@@ -119,7 +125,8 @@ def build_pipeline(
             for source, stream in zip(raw, (mri, pet), strict=False)
         ]
         pipeline.set_outputs(*images, *raw[2:])
-    pipeline.build()
+    with _without_main_script():
+        pipeline.build()
     return pipeline
 
 
@@ -135,6 +142,30 @@ def _import_dali() -> Any:
             remedy="install nvidia-dali-cuda120 or nvidia-dali-cuda130 (both work without a GPU)",
         ) from error
     return nvidia.dali
+
+
+def _share_of_cores() -> int:
+    """Return how many cores of this node are for one of its ranks, of those that it may use."""
+    ranks = int(os.environ.get("LOCAL_SIZE", "1"))
+    return min(max(len(os.sched_getaffinity(0)) // ranks, 1), _MAX_THREADS)
+
+
+@contextlib.contextmanager
+def _without_main_script() -> Iterator[None]:
+    """Start processes that do not import the script of this one, and torch and DeepSpeed with it.
+
+    multiprocessing runs the main script again in a spawned child, for functions that are defined
+    there; a reader is not. It finds the script by these two names.
+    """
+    main = sys.modules["__main__"]
+    kept = {name: getattr(main, name, None) for name in ("__file__", "__spec__")}
+    try:
+        for name in kept:
+            setattr(main, name, None)
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(main, name, value)
 
 
 def _processes(num_readers: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from interruption import interruptible
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from nilearn.datasets import load_mni152_template
 
@@ -150,4 +151,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

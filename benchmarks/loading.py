@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from interruption import interruptible
 from rich.console import Console
 from rich.table import Table
 
@@ -286,4 +287,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

@@ -1,5 +1,6 @@
 """The loader: what each rank gets, resuming, and holes in the cache."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,13 +79,22 @@ def test_resuming_gives_the_batches_that_would_have_come(shared_cache: tuple[Pat
         assert torch.equal(before.pet_real, after.pet_real)
 
 
-def test_a_batch_is_not_overwritten_by_later_ones(shared_cache: tuple[Path, Index]) -> None:
-    loader = load(shared_cache, num_micro_steps=30)
-    first = next(loader)
-    mri, pet = first.mri.clone(), first.pet_real.clone()
-    collect(loader)
-    assert torch.equal(first.mri, mri)
-    assert torch.equal(first.pet_real, pet)
+@pytest.mark.parametrize("micro_batch", [1, 2, 3])
+def test_batches_are_kept_when_the_loader_is_closed(
+    micro_batch: int, shared_cache: tuple[Path, Index]
+) -> None:
+    loader = load(shared_cache, num_micro_steps=30, micro_batch=micro_batch)
+    kept = [
+        (batch.mri, batch.pet_real, batch.mri.clone(), batch.pet_real.clone()) for batch in loader
+    ]
+    loader.close()
+    del loader
+    gc.collect()
+    # What DALI had given back, this would overwrite.
+    collect(load(shared_cache, num_micro_steps=30, micro_batch=micro_batch))
+    for mri, pet, mri_then, pet_then in kept:
+        assert torch.equal(mri, mri_then)
+        assert torch.equal(pet, pet_then)
 
 
 def test_the_end_and_closing(shared_cache: tuple[Path, Index]) -> None:

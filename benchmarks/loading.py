@@ -260,7 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--subjects", type=int, default=6, help="two of them are not trained on")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--endurance", type=int, metavar="PAIRS", help="watch memory instead")
@@ -283,6 +283,7 @@ def main() -> None:
         shift = number % len(options.contenders)
         for name in (*options.contenders[shift:], *options.contenders[:shift]):
             rates[name].append(in_own_process(name, options))
+            console.print(f"round {number + 1}: {name} {rates[name][-1]:.2f} pairs per second")
     show(rates, console)
 
 

@@ -118,11 +118,10 @@ def prepare(
         If `fractions`, `jobs` or the split's options make no sense, or there is no such layout.
     DatasetError, ImageError
         If the dataset as a whole, a table of regions or (`strict`: any) every pair is not usable.
-        Finished rows stay for the next run. So too if a given split is torn or contradicts itself
-        or a previous run, or leaves nobody to train on.
+        Finished rows stay for the next run. So too if a given split is torn, of other subjects,
+        contradicts itself or a previous run, or leaves nobody to train on.
     OutputError
-        If `out` is not empty and not a previous run on the same inputs with the same options, or
-        cannot be written.
+        If `out` is neither empty nor of a previous run with the same options, or not writable.
     """
     _check_options(fractions, jobs)
     given = _read_given(split_from, pairing.split_column)
@@ -131,6 +130,7 @@ def prepare(
     # What is named in a table of pairs lies beside that table.
     dataset = bids.parent if bids.is_file() else bids
     found = survey(bids, layout, pairing)
+    _check_given(split_from, given, found.pairs)
     log.add(*found.refusals)
     options = {"layout": layout, **dataclasses.asdict(pairing), **dataclasses.asdict(recast)}
     options |= {"mri_grid": mri_grid, "pet_grid": pet_grid, "cached": cached}
@@ -172,6 +172,19 @@ def _read_given(split_from: Path | None, column: str | None) -> dict[str, Split]
         expected, found = "one source of the split", "--split-column as well"
         raise ConfigError("--split-from", expected=expected, found=found, remedy="leave one out")
     return read_split(split_from)
+
+
+def _check_given(
+    split_from: Path | None, given: Mapping[str, Split], pairs: Sequence[Pair]
+) -> None:
+    # Who gives a split wants it kept; a fresh one would mix what was held out with the rest.
+    if split_from is not None and not given.keys() & {pair.subject for pair in pairs}:
+        raise DatasetError(
+            split_from,
+            expected="at least one subject of this dataset",
+            found=f"{len(given)} others",
+            remedy="check the file and the labels, or leave out --split-from",
+        )
 
 
 def _make_or_refuse(pair: Pair, place: CachePlace) -> Row | Refusal:

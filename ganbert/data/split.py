@@ -255,4 +255,4 @@ def describe_split(
     by += ["diagnosis"] if len({diagnosis for _, diagnosis in kinds}) > 1 else []
     if by:
         text += f", stratified by {' and '.join(by)} ({len(kinds)} strata)"
-    return f"{text}; {num_known} keep the side they had" if num_known else text
+    return f"{text}; sides kept from before: {num_known}" if num_known else text

@@ -95,7 +95,7 @@ def test_no_subject_changes_sides_when_others_come(
     assert len(after) == 8
     assert {name: after[name] for name in before} == before
     assert sorted(after.values()).count("test") == 2
-    assert said.splitlines()[-1].endswith("; 4 keep the side they had")
+    assert said.splitlines()[-1].endswith("; sides kept from before: 4")
     lines = [(line["participant_id"], line["split"]) for line in read_tsv(out / "split.tsv")]
     assert lines == sorted((f"sub-{name}", side) for name, side in after.items())
 
@@ -133,7 +133,7 @@ def test_another_folder_takes_the_sides_of_a_first_one(six: Path, tmp_path: Path
     after = sides_of(index)
     assert before | after == after | before
     assert set(after) == {"02", "03", "04", "05", "06", "07"}
-    assert said.splitlines()[-1].endswith("; 5 keep the side they had")
+    assert said.splitlines()[-1].endswith("; sides kept from before: 5")
     # What was given is copied: the first folder may go, and sub-01 may come back.
     shutil.rmtree(first)
     write_tree(second, 8)
@@ -238,6 +238,9 @@ def test_a_split_that_is_not_there_or_for_others_is_one_line(six: Path, tmp_path
     given = tmp_path / "split.tsv"
     given.write_text("participant_id\tsplit\n" + "".join(f"{n:02d}\ttest\n" for n in range(1, 7)))
     with pytest.raises(DatasetError, match="given: expected a subject in train, found none"):
+        run(six, out, split_from=given)
+    given.write_text("participant_id\tsplit\nK1\ttest\nK2\ttrain\n")
+    with pytest.raises(DatasetError, match="one subject of this dataset, found 2 others"):
         run(six, out, split_from=given)
     assert not out.exists()
     with pytest.raises(ConfigError, match="--split-from: expected one source of the split"):

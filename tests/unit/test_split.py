@@ -264,6 +264,6 @@ def test_what_is_said_of_a_split(strata: list[Stratum], said: str) -> None:
     assert line.endswith(said)
     assert "secret" not in line
     known = describe_split(sides, by_name, num_known=2, column=None)
-    assert known == f"{line}; 2 keep the side they had"
+    assert known == f"{line}; sides kept from before: 2"
     given_by = describe_split(sides, by_name, num_known=3, column="fold")
     assert given_by == "split 1/1/1 subjects (train/val/test), as column 'fold' says"

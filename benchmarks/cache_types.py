@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import nvidia.dali.fn as fn
 import nvidia.dali.types as types
+from interruption import interruptible
 from nvidia.dali import Pipeline
 from real_t1w import make_real_t1w
 
@@ -355,4 +356,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

@@ -124,7 +124,13 @@ def test_ctrl_c_is_one_line_and_130(
 def test_ctrl_c_ends_a_measurement_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-u", str(ROOT / "benchmarks/layouts.py"), "--work", str(tmp_path)]
     benchmark = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Whoever runs the tests in the background has it ignored, and so have all children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert benchmark.stdout is not None
     assert benchmark.stdout.readline().startswith("| layout")

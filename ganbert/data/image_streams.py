@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ganbert.config import Grid
-from ganbert.data.augmentation import UNCHANGED, Transform, to_source
+from ganbert.data.augmentation import Transform, to_source
 from ganbert.data.conform import mri_scale_offset, pet_scale_offset
 from ganbert.data.index import Index, Row, Split
 from ganbert.data.nifti import HEADER_BYTES
@@ -15,7 +15,6 @@ from ganbert.data.pipeline import Change, ImageStream, Motion, Shape
 from ganbert.data.volume import Array
 from ganbert.errors import DatasetError
 
-Draw = Callable[[int], Transform]
 PREPARE_AGAIN = "run `ganbert prepare` again"
 
 
@@ -25,8 +24,8 @@ def image_streams(
     rows: Sequence[Row],
     positions: Sequence[int],
     intensity_ratio: float,
-    draw: Draw | None = None,
-    motion: Motion = "none",
+    draw: Callable[[int], Transform],
+    motion: Motion,
 ) -> tuple[ImageStream, ImageStream]:
     """Return the streams of MRI and PET.
 
@@ -35,11 +34,10 @@ def image_streams(
     folder : of the index
     positions : in `rows`, one per sample, in order; they are the labels of both streams
     intensity_ratio : the tenth of paper section 3.1
-    draw : what is done to the pair at a place in `positions`; None: nothing
+    draw : what is done to the pair at a place in `positions`
     motion : what `draw` may ask for
     """
     mri_shape, pet_shape = payload_shapes(index, rows[0])
-    draw = draw or (lambda _: UNCHANGED)
 
     def to_source_on(grid: Grid, transform: Transform) -> Array | None:
         return to_source(transform, grid) if motion == "warp" else None

@@ -201,13 +201,17 @@ def build_loader(
     ]
     positions = [order.sample(k) for k in samples]
     reader = None if index.cached else DirectReader(folder, rows, positions)
-    look_again: Callable[[int], None]
     if reader is None:
-        look_again = lambda _: check_cache(folder, index, rows)  # noqa: E731
-        look_again(0)
+        check_cache(folder, index, rows)
     else:
         reader.check()
-        look_again = functools.partial(_read_again, reader, micro_batch)
+
+    def look_again(num_given: int) -> None:
+        if reader is None:
+            check_cache(folder, index, rows)
+        else:
+            _read_again(reader, micro_batch, num_given)
+
     draw = functools.lru_cache(maxsize=64)(
         lambda place: draw_transform(augmentation, seed, samples[place])
     )

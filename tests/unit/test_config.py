@@ -233,7 +233,8 @@ def test_what_still_has_an_effect_is_taken(
     discriminator: dict[str, Any], losses: dict[str, Any]
 ) -> None:
     content = {"max_steps": 1, "discriminator": discriminator, "losses": losses}
-    read_strictly("run.yaml", content, RunConfig)
+    taken = read_strictly("run.yaml", content, RunConfig)
+    assert {name: getattr(taken.losses, name) for name in losses} == losses
 
 
 @pytest.mark.parametrize(

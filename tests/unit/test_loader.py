@@ -123,16 +123,20 @@ def test_holes_in_the_cache_show_before_the_first_batch(name: str, tmp_path: Pat
         load((tmp_path, index))
 
 
+def damage(path: Path, size: int | None) -> None:
+    """Cut a file short, or (None) remove it."""
+    if size is None:
+        path.unlink()
+    else:
+        os.truncate(path, size)
+
+
 @pytest.mark.parametrize("size", [None, 0, 400])
 def test_a_file_that_breaks_while_streaming_is_named(size: int | None, tmp_path: Path) -> None:
     index = write_tiny_cache(tmp_path, NUM_ROWS)
     loader = load((tmp_path, index), num_micro_steps=40)
     next(loader)
-    path = tmp_path / "3_T1w.nii"
-    if size is None:
-        path.unlink()
-    else:
-        os.truncate(path, size)
+    damage(tmp_path / "3_T1w.nii", size)
     with pytest.raises(DatasetError, match=r"3_T1w\.nii: expected") as caught:
         collect(loader)
     assert "\n" not in str(caught.value)
@@ -152,11 +156,7 @@ def test_what_dali_says_is_used_where_a_second_look_sees_nothing(
     index = write_tiny_cache(tmp_path, NUM_ROWS)
     loader = load((tmp_path, index), num_micro_steps=40)
     next(loader)
-    path = tmp_path / "3_T1w.nii"
-    if size is None:
-        path.unlink()
-    else:
-        os.truncate(path, size)
+    damage(tmp_path / "3_T1w.nii", size)
     # As if the file were whole again, or the disk answered again.
     monkeypatch.setattr("ganbert.data.image_streams._check_file", lambda path, size: None)
     with pytest.raises(DatasetError, match=message) as caught:

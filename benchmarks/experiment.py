@@ -33,6 +33,7 @@ from interruption import EXIT_INTERRUPTED
 from ganbert.agreement import Estimate, paired_bootstrap
 from ganbert.config import GRIDS
 from ganbert.data.index import load_index
+from ganbert.recipe import RUN_FILE, read_contents
 
 ROOT = Path(__file__).resolve().parents[1]
 REGIMES = {"paper": 9.0, "suvr": 2.0}  # normalised 99.9th percentile of the training PETs
@@ -182,19 +183,15 @@ def _override(content: dict[str, Any], dotted: str, value: object) -> None:
 
 def _resolve(cell: Cell) -> dict[str, dict[str, Any]]:
     """Contents of the recipe's files by name, with the cell's overrides and without its seed."""
-    folder = ROOT / "ds_configs" / cell.recipe
-    run = yaml.safe_load((folder / "run.yaml").read_text()) | {"keep_checkpoints": 1}
-    engines = {
-        name: json.loads((folder / name).read_text())
-        for name in ("generator.json", "discriminator.json")
-    }
+    engines = read_contents(ROOT / "ds_configs" / cell.recipe)
+    run = engines.pop(RUN_FILE) | {"keep_checkpoints": 1}
     for dotted, value in cell.overrides.items():
         if dotted == LEARNING_RATE:
             _override(engines[LEARNING_RATE], "optimizer.params.lr", value)
             _override(engines[LEARNING_RATE], "scheduler.params.warmup_max_lr", value)
         else:
             _override(run, dotted, value)
-    return {"run.yaml": {k: v for k, v in run.items() if k not in _OF_THE_CELL}, **engines}
+    return {RUN_FILE: {k: v for k, v in run.items() if k not in _OF_THE_CELL}, **engines}
 
 
 def digest(cell: Cell) -> str:
@@ -217,8 +214,8 @@ def _write_recipe(folder: Path, cell: Cell, ratio: float) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     content = _resolve(cell)
-    settings = content.pop("run.yaml") | {"seed": cell.seed, "intensity_ratio": ratio}
-    (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+    settings = content.pop(RUN_FILE) | {"seed": cell.seed, "intensity_ratio": ratio}
+    (folder / RUN_FILE).write_text(yaml.safe_dump(settings))
     for name, engine in content.items():
         (folder / name).write_text(json.dumps(engine))
     mark.write_text(digest(cell))

@@ -36,8 +36,9 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
-from ganbert.config import GRIDS, NUM_FRAMES, Grid, Recipe, load_recipe
+from ganbert.config import GRIDS, NUM_FRAMES, Grid
 from ganbert.data.loader import Batch
+from ganbert.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("generator forward", "discriminator step", "generator step")

@@ -202,9 +202,9 @@ def train(
     ] = None,
 ) -> None:
     """Train on this node: runs `deepspeed ganbert/train.py`; SIGTERM and Ctrl-C save first."""
-    from ganbert.config import load_recipe
     from ganbert.data.index import load_index
     from ganbert.launch import launch
+    from ganbert.recipe import load_recipe
 
     # Here already: under the launcher the line comes late, and among others.
     load_recipe(config)

@@ -1,19 +1,15 @@
-"""The typed run configuration (`run.yaml`) and the recipe folder that carries it.
+"""The typed run configuration (`run.yaml`); `recipe.py` reads it.
 
 Everything that DeepSpeed owns (optimiser, schedule, precision, micro-batch, accumulation, ZeRO,
 activation checkpointing) stands in the recipe's `generator.json` and `discriminator.json` and
 nowhere else; everything else stands here.
 """
 
-import json
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from ganbert.errors import ConfigError
-from ganbert.strict import Strict, read_strictly
+from ganbert.strict import Strict
 
 
 class Grid(Strict):
@@ -262,83 +258,6 @@ class RunConfig(Strict):
             rule = "r1 compares two passes through BERT that differ in r1_sigma alone"
             raise ValueError(f"{rule}: set {', '.join(noisy)} to 0")
         return self
-
-
-class Recipe(Strict):
-    """One folder under `ds_configs/`: run.yaml + generator.json + discriminator.json.
-
-    Attributes
-    ----------
-    run : the typed run configuration
-    generator_engine, discriminator_engine : the DeepSpeed configurations, as they stand in JSON
-    """
-
-    run: RunConfig
-    generator_engine: dict[str, Any]
-    discriminator_engine: dict[str, Any]
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            path,
-            expected="a readable file of the recipe",
-            found=getattr(error, "strerror", None) or "bytes that are not text",
-            remedy="a recipe folder holds run.yaml, generator.json and discriminator.json",
-        ) from error
-
-
-def load_run_config(path: Path) -> RunConfig:
-    """Read `run.yaml`.
-
-    Raises
-    ------
-    ConfigError
-        If it is missing, not YAML, has an unknown key, or a value of the wrong type or range.
-    """
-    try:
-        content = yaml.safe_load(_read_text(path))
-    except yaml.YAMLError as error:
-        found = " ".join(str(error).split())
-        raise ConfigError(path, expected="YAML", found=found, remedy="mend the syntax") from error
-    if not isinstance(content, dict):
-        found = type(content).__name__
-        raise ConfigError(
-            path, expected="a mapping", found=found, remedy="write 'key: value' lines"
-        )
-    return read_strictly(path, content, RunConfig)
-
-
-def _load_engine_config(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            path, expected="JSON", found=str(error), remedy="mend the syntax"
-        ) from error
-    if not isinstance(content, dict):
-        found = type(content).__name__
-        raise ConfigError(path, expected="a JSON object", found=found, remedy="see ds_configs/demo")
-    return content
-
-
-def load_recipe(path: Path) -> Recipe:
-    """Read a recipe folder, or the folder that holds the given `run.yaml`.
-
-    Raises
-    ------
-    ConfigError
-        If a file is missing or wrong.
-    """
-    folder = path.parent if path.suffix in (".yaml", ".yml") else path
-    run_file = path if path.suffix in (".yaml", ".yml") else folder / "run.yaml"
-    return Recipe(
-        run=load_run_config(run_file),
-        generator_engine=_load_engine_config(folder / "generator.json"),
-        discriminator_engine=_load_engine_config(folder / "discriminator.json"),
-    )
 
 
 class ModelCard(Strict):

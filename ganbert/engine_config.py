@@ -30,11 +30,10 @@ from pydantic import (
     ValidationError,
 )
 
-from ganbert.config import Recipe
 from ganbert.errors import ConfigError
+from ganbert.recipe import DISCRIMINATOR_FILE, GENERATOR_FILE, Recipe
 from ganbert.strict import Strict, first_problem, nearest_remedy, read_strictly
 
-GENERATOR_FILE, DISCRIMINATOR_FILE = "generator.json", "discriminator.json"
 # Optimisers that DeepSpeed compiles on first use, and the operation that each needs.
 COMPILED_OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], str]] = {
     "adam": (FusedAdam, "FusedAdamBuilder"),

@@ -30,10 +30,7 @@ from torch import nn
 from torch.utils.cpp_extension import is_ninja_available
 
 from ganbert.alarm import LOOPBACK
-from ganbert.config import Recipe
 from ganbert.engine_config import (
-    DISCRIMINATOR_FILE,
-    GENERATOR_FILE,
     WRONG_SETTING,
     check_recipe,
     compiled_operation,
@@ -42,6 +39,7 @@ from ganbert.engine_config import (
     resolve_schedule,
 )
 from ganbert.errors import GanbertError, PlatformError
+from ganbert.recipe import DISCRIMINATOR_FILE, GENERATOR_FILE, Recipe
 from ganbert.resuming import TUNABLE
 
 

@@ -7,6 +7,7 @@ operations (convolutions, matrix products, attention), saved-tensor hooks what a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,21 +22,32 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from ganbert.config import NUM_FRAMES, Grid, load_recipe
+from ganbert.config import NUM_FRAMES, Grid
 from ganbert.models.discriminators import Discriminator, build_discriminator
 from ganbert.models.generator import Generator, build_generator
+from ganbert.recipe import Recipe, load_recipe
 
-_MIB = 2**20
+_MIB, _GIB = 2**20, 2**30
+# For each parameter: weight, gradient and Adam's two moments; 16-bit engines have a float32 copy of
+# the weights and, in a step, one of the gradients besides (DeepSpeed's FP16 and BF16 optimisers).
+_BYTES_IN_32_BIT = 4 + 4 + 8
+_BYTES_IN_16_BIT = 2 + 2 + 4 + 4 + 8
 _FLOPS_PER_MULTIPLY_ADD = 2
 REST = "the rest"
 
 
 @dataclass(frozen=True)
 class Part:
-    """A line of the table: submodules that are counted together, by their names."""
+    """A line of the table: submodules that are counted together, by their names.
+
+    Attributes
+    ----------
+    blocks : equal ones among them, which activation checkpointing computes again one at a time
+    """
 
     name: str
     modules: tuple[str, ...]
+    blocks: int = 1
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,7 @@ class Cost:
     multiply_adds : of one forward pass
     kept_bytes, kept_checkpointed_bytes : activations that autograd holds until the backward pass,
         float32, without and with activation checkpointing; parameters are not among them.
+    blocks : of the part
 
     What two parts share, a tensor or a parameter, counts for the first of them.
     """
@@ -59,6 +72,7 @@ class Cost:
     multiply_adds: int
     kept_bytes: int
     kept_checkpointed_bytes: int
+    blocks: int = 1
 
 
 def generator_parts(generator: Generator) -> list[Part]:
@@ -84,7 +98,7 @@ def discriminator_parts(discriminator: nn.Module) -> list[Part]:
     heads = ("bert.bert.cls.predictions",)
     parts = [
         Part("embeddings", (f"{prefix}.embeddings",)),
-        Part(f"{num_layers} layers", layers),
+        Part(f"{num_layers} layers", layers, num_layers),
         Part("NSP head", (f"{prefix}.pooler", "bert.bert.cls.seq_relationship")),
         Part("MLM head", heads),
         Part("PatchGAN", ("patchgan",)),
@@ -214,7 +228,8 @@ def measure(module: nn.Module, parts: Sequence[Part], inputs: Sequence[Tensor]) 
         parameters = sum(p.numel() for p in own)
         multiply_adds = sum(operations.get(m, 0) for m in part.modules)
         kept = (plain[part.name], checkpointed[part.name])
-        costs.append(Cost(part.name, shapes.get(name, ()), parameters, multiply_adds, *kept))
+        shape = shapes.get(name, ())
+        costs.append(Cost(part.name, shape, parameters, multiply_adds, *kept, part.blocks))
     parameters = sum(p.numel() for p in module.parameters()) - sum(c.parameters for c in costs)
     multiply_adds = operations.get("", 0) - sum(c.multiply_adds for c in costs)
     return [*costs, Cost(REST, (), parameters, multiply_adds, plain[REST], checkpointed[REST])]
@@ -235,6 +250,62 @@ def measure_discriminator(
     masks = discriminator.sample_masks(2 * micro_batch, torch.Generator()).to("meta")
     inputs = [mri, pet, pet[:micro_batch], masks]
     return measure(discriminator, discriminator_parts(discriminator), inputs)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a rank needs for a recipe at ZeRO 0, beside what CUDA itself takes.
+
+    Attributes
+    ----------
+    states : weights, gradients and the optimisers' memory of both networks
+    activations : kept from the generator's pass while the discriminator judges, when most is kept,
+        and the largest part that is computed again with activation checkpointing
+    images : MRI, PET and generated PET of a micro-batch, float32
+    """
+
+    states: int
+    activations: int
+    images: int
+
+    def __str__(self) -> str:
+        """All of it, in GiB."""
+        total = (self.states + self.activations + self.images) / _GIB
+        return (
+            f"{total:.1f} GiB: weights, gradients and optimisers {self.states / _GIB:.2f}, "
+            f"activations {self.activations / _GIB:.2f}, images {self.images / _GIB:.2f}"
+        )
+
+
+def expect_memory(recipe: Recipe, mri_grid: Grid, pet_grid: Grid) -> Memory:
+    """Count what a rank needs, from shapes alone: an expectation, not a measurement.
+
+    Raises
+    ------
+    ConfigError
+        If the generator does not fit the grids.
+    """
+    with torch.device("meta"):
+        generator = build_generator(recipe.run.generator, mri_grid, pet_grid)
+        discriminator = build_discriminator(recipe.run.discriminator, mri_grid, pet_grid)
+    engines = (recipe.generator_engine, recipe.discriminator_engine)
+    micro_batch = engines[0]["train_micro_batch_size_per_gpu"]
+    costs = [measure_generator(generator, micro_batch)]
+    if discriminator is not None:
+        costs.append(measure_discriminator(discriminator, mri_grid, pet_grid, micro_batch))
+    # DeepSpeed has activation checkpointing once for a process.
+    checkpointed = any("activation_checkpointing" in engine for engine in engines)
+    states = activations = again = 0
+    for engine, parts in zip(engines, costs, strict=False):
+        halved = any(engine.get(name, {}).get("enabled") for name in ("fp16", "bf16"))
+        bytes_each, share = (_BYTES_IN_16_BIT, 2) if halved else (_BYTES_IN_32_BIT, 1)
+        for part in parts:
+            kept = part.kept_checkpointed_bytes if checkpointed else part.kept_bytes
+            states += bytes_each * part.parameters
+            activations += kept // share
+            again = max(again, (part.kept_bytes - kept) // part.blocks // share)
+    voxels = math.prod(mri_grid.shape) + 2 * NUM_FRAMES * math.prod(pet_grid.shape)
+    return Memory(states, activations + again, 4 * micro_batch * voxels)
 
 
 def _table(title: str, costs: Sequence[Cost]) -> Table:
@@ -274,7 +345,8 @@ def show_model(recipe_path: Path, mri_grid: Grid, pet_grid: Grid, micro_batch: i
     ConfigError
         If the recipe is wrong, or its generator does not fit the grids.
     """
-    config = load_recipe(recipe_path).run
+    recipe = load_recipe(recipe_path)
+    config = recipe.run
     with torch.device("meta"):
         generator = build_generator(config.generator, mri_grid, pet_grid)
         discriminator = build_discriminator(config.discriminator, mri_grid, pet_grid)
@@ -291,4 +363,10 @@ def show_model(recipe_path: Path, mri_grid: Grid, pet_grid: Grid, micro_batch: i
         "checkpointing; weights, gradients and optimiser come on top. Attention is counted as "
         "plain matrix products: a fused kernel does not keep its weights.",
         style="dim",
+    )
+    micro_batch = recipe.generator_engine["train_micro_batch_size_per_gpu"]
+    console.print(
+        f"Expected on each device, micro-batch {micro_batch}: "
+        f"{expect_memory(recipe, mri_grid, pet_grid)}",
+        highlight=False,
     )

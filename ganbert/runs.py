@@ -15,10 +15,10 @@ from typing import Any
 
 import ganbert
 from ganbert.atomic import make_folder, output_error, write_text
-from ganbert.config import Recipe
 from ganbert.data.index import Index, Row, file_sha256, index_path, load_index
 from ganbert.errors import DatasetError, OutputError
 from ganbert.metrics import declared_data_range
+from ganbert.recipe import Recipe
 from ganbert.resuming import announce, changed_settings, check_resumable
 from ganbert.run_folder import DESCRIPTION_NAME, read_description
 

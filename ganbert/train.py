@@ -39,7 +39,6 @@ from ganbert.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from ganbert.config import load_recipe
 from ganbert.data.loader import Batch, Loader, build_loader
 from ganbert.engines import (
     Engines,
@@ -55,6 +54,7 @@ from ganbert.errors import EXIT_INTERRUPTED, one_line_errors
 from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
 from ganbert.ranks import StopRequest, barrier, mean_over_ranks, require_same
+from ganbert.recipe import load_recipe
 from ganbert.runs import Run, claim, plan_run, write_description
 from ganbert.steps import discriminator_step, generator_step
 from ganbert.telemetry import StepStats, Telemetry

@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID
 from ganbert.data.phantom import make_cohort
+from ganbert.engines import init_world, leave_world
 from ganbert.prepare import prepare
 
 RECIPE = Path(__file__).parents[1] / "data" / "recipe_tiny"
@@ -24,6 +25,20 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     grids = {"mri_grid": TINY_MRI_GRID, "pet_grid": TINY_PET_GRID}
     prepare(folder / "bids", folder / "prepared", seed=0, jobs=1, **grids)
     return folder / "prepared"
+
+
+@pytest.fixture(scope="module")
+def world_of_one() -> Iterator[None]:
+    """A process group of one, as the launcher would have set it up."""
+    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    before = {name: os.environ.get(name) for name in place}
+    os.environ.update(place)
+    init_world()
+    yield
+    leave_world()
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @pytest.fixture

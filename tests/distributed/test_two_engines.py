@@ -1,7 +1,5 @@
 """Both engines in one process: who gets a gradient, and does accumulation add up."""
 
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,32 +7,22 @@ from typing import Any
 import pytest
 import torch
 
-from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID, Recipe, load_recipe
+from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID
 from ganbert.data.loader import Batch
-from ganbert.engines import Engines, build_engines, init_world, leave_world, recipe_settings
+from ganbert.engines import Engines, build_engines, recipe_settings
 from ganbert.errors import ConfigError, GanbertError
 from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
 from ganbert.models.rounding import GRADIENTS
+from ganbert.recipe import Recipe, load_recipe
 from ganbert.steps import discriminator_step, generator_step
 
-from .conftest import RECIPE, free_port
+from .conftest import RECIPE
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def world() -> Iterator[None]:
-    """A process group of one, as the launcher would have set it up."""
-    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}
-    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    before = {name: os.environ.get(name) for name in place}
-    os.environ.update(place)
-    init_world()
-    yield
-    leave_world()
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
+pytestmark = pytest.mark.usefixtures("world_of_one")
 
 
 def recipe_with(*, dropout: float = 0.0, **engine_settings: Any) -> Recipe:

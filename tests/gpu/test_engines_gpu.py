@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from ganbert.config import Recipe
+from ganbert.recipe import Recipe
 from ganbert.steps import discriminator_step, generator_step
 from tests.distributed.test_two_engines import (
     engines_with,

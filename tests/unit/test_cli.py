@@ -181,7 +181,7 @@ def test_train_starts_the_launcher_and_returns_its_code(monkeypatch: pytest.Monk
         return 75
 
     monkeypatch.setattr("ganbert.launch.supervise", supervise)
-    monkeypatch.setattr("ganbert.config.load_recipe", lambda path: None)
+    monkeypatch.setattr("ganbert.recipe.load_recipe", lambda path: None)
     monkeypatch.setattr("ganbert.data.index.load_index", lambda path: None)
     monkeypatch.setenv("PATH", "/bin")
     options = ["--config", "c", "--data", "d", "--output", "o", "--max-steps", "9"]

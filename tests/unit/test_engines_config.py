@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from ganbert import engines
-from ganbert.config import Recipe, RunConfig, load_recipe
+from ganbert.config import RunConfig
 from ganbert.engine_config import check_recipe, compiled_operation, resolve_schedule
 from ganbert.engines import check_engine_configs, frozen
 from ganbert.errors import ConfigError, GanbertError, PlatformError
+from ganbert.recipe import Recipe, load_recipe
 
 RECIPES = sorted(p.parent for p in (Path(__file__).parents[2] / "ds_configs").glob("*/run.yaml"))
 COUNTS: dict[str, Any] = {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2}

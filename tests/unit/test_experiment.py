@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from ganbert.config import load_recipe
 from ganbert.engines import check_engine_configs
+from ganbert.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {"subjects": 4, "cohort_seed": 1, "size": "tiny", "max_steps": 1, "split": "test"}

@@ -18,6 +18,7 @@ FLOORS = (
     {"errors"},
     {"strict"},
     {"atomic", "config", "run_folder", "tables", "tracers"},
+    {"recipe"},
     {"data", "models"},  # two columns that never see each other
     {
         "agreement",

@@ -8,7 +8,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from ganbert.cli import app
-from ganbert.config import GRIDS, DiscriminatorConfig, GeneratorConfig, load_recipe
+from ganbert.config import GRIDS, DiscriminatorConfig, GeneratorConfig
 from ganbert.model_table import (
     REST,
     Part,
@@ -19,6 +19,7 @@ from ganbert.model_table import (
 )
 from ganbert.models.discriminators import DISCRIMINATORS, build_discriminator
 from ganbert.models.generator import build_generator
+from ganbert.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "ds_configs"
 TINY = GRIDS["tiny"]

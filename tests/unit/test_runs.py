@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from ganbert.config import GRIDS, Recipe, RunConfig
+from ganbert.config import GRIDS, RunConfig
 from ganbert.data.index import SCHEMA_VERSION, CachedImage, Index, Row, file_sha256, save_index
 from ganbert.errors import CheckpointError, DatasetError, OutputError
+from ganbert.recipe import Recipe
 from ganbert.run_folder import DESCRIPTION_NAME
 from ganbert.runs import Run, claim, describe_run, plan_run, write_description
 

@@ -13,6 +13,7 @@ too, but it does not see who has left.)
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -21,7 +22,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -39,8 +40,10 @@ _NEWS_SECONDS = 2.0
 _PATIENCE_SECONDS = 5.0
 # So that a launcher, which looks once a second, meets the dead rank before those that it ends.
 _LAUNCHER_SECONDS = 2.5
-# A node without power closes nothing: seconds of silence, seconds between questions, questions.
-_KEEPALIVE = (60, 20, 6)
+# A node without power closes nothing: the kernel asks, so many times, and gives up.
+_QUESTIONS = 6
+_NODE_TIMEOUT_SECONDS = 180
+_GONE_WITH_ITS_NODE = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNABORTED)
 _MAX_TEXT = 2000
 
 
@@ -73,13 +76,16 @@ class Cause:
         return cls(rank, text, EXIT_BUG)
 
     @classmethod
-    def of_silence(cls, rank: int) -> "Cause":
-        """What is known of a rank that is gone."""
-        text = (
-            "expected a process that trains, found none: it was killed or crashed; look at its "
-            "log, and on its node for the out-of-memory killer (dmesg)"
-        )
-        return cls(rank, text, EXIT_BUG, was_silent=True)
+    def of_silence(cls, rank: int, host: str, error: OSError | None = None) -> "Cause":
+        """What is known of a rank that is gone; `error` is how its connection ended, if by one."""
+        if error is not None and error.errno in _GONE_WITH_ITS_NODE:
+            found = f"no answer from its node {host}: it is down or cut off; look at the node"
+        else:
+            found = (
+                f"none on {host}: it was killed or crashed; look at its log, and on its node for "
+                "the out-of-memory killer (dmesg)"
+            )
+        return cls(rank, f"expected a process that trains, found {found}", EXIT_BUG, True)
 
 
 class Alarm:
@@ -93,10 +99,22 @@ class Alarm:
     ----------
     rank, size : of the process group, which must be there
     address : of rank 0, by which the others reach it; `LOOPBACK` keeps strangers out
+    hosts : name of each rank's host, by rank
+    node_timeout_seconds : how long a node may not answer before its ranks count as lost
     """
 
-    def __init__(self, rank: int, size: int, address: str = LOOPBACK) -> None:
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        address: str = LOOPBACK,
+        *,
+        hosts: Sequence[str] | None = None,
+        node_timeout_seconds: int = _NODE_TIMEOUT_SECONDS,
+    ) -> None:
         self._rank, self._size, self._address = rank, size, address
+        self._hosts = hosts or ["its node"] * size
+        self._timeout = node_timeout_seconds
         self._exchange: _Exchange | None = None
         self._connection: socket.socket | None = None
         self._lock = threading.Lock()
@@ -144,7 +162,7 @@ class Alarm:
             On every rank, if one of them cannot reach it.
         """
         if self._rank == 0:
-            self._exchange = _Exchange(self._size, self._address)
+            self._exchange = _Exchange(self._hosts, self._address, self._timeout)
         invitation: list[Any] = [self._exchange and self._exchange.invitation]
         dist.broadcast_object_list(invitation, src=0)
         port, token = invitation[0]
@@ -153,7 +171,7 @@ class Alarm:
             where = (self._address, port)
             connection = socket.create_connection(where, timeout=4 * _PATIENCE_SECONDS)
             connection.settimeout(None)
-            _keep_alive(connection)
+            _keep_alive(connection, self._timeout)
             _send(connection, "here", [token, self._rank])
         except OSError as error:
             problem = error.strerror or str(error)
@@ -171,20 +189,23 @@ class Alarm:
 
     def _listen(self, connection: socket.socket) -> None:
         """Wait for a cause, in a thread of its own, and end the process."""
-        cause = None
-        with contextlib.suppress(OSError, ValueError), connection.makefile("rb") as lines:
-            for line in lines:
-                word, content = json.loads(line)
-                if word == "leave":
-                    break
-                cause = Cause(**content)
-                self._speak_for(cause)
-                _send(connection, "heard")
-                connection.settimeout(_PATIENCE_SECONDS)
+        cause = lost = None
+        try:
+            with contextlib.suppress(ValueError), connection.makefile("rb") as lines:
+                for line in lines:
+                    word, content = json.loads(line)
+                    if word == "leave":
+                        break
+                    cause = Cause(**content)
+                    self._speak_for(cause)
+                    _send(connection, "heard")
+                    connection.settimeout(_PATIENCE_SECONDS)
+        except OSError as error:
+            lost = error
         if self._is_leaving and cause is None:
             return
         if cause is None:
-            cause = Cause.of_silence(0)
+            cause = Cause.of_silence(0, self._hosts[0], lost)
             self._speak_for(cause)
         if cause.was_silent:
             time.sleep(_LAUNCHER_SECONDS)
@@ -264,18 +285,24 @@ def _listening_socket(address: str) -> socket.socket:
     return socket.create_server(("", 0))
 
 
-def _keep_alive(connection: socket.socket) -> None:
+def _keep_alive(connection: socket.socket, seconds: int) -> None:
+    """Have the kernel end a connection whose other end has not answered for so long."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
-    for option, value in zip(options, _KEEPALIVE, strict=True):
+    for option, value in (
+        (socket.TCP_KEEPIDLE, max(1, seconds // 3)),
+        (socket.TCP_KEEPINTVL, max(1, seconds * 2 // (3 * _QUESTIONS))),
+        (socket.TCP_KEEPCNT, _QUESTIONS),
+        # Of what was sent and not acknowledged, for which no question is asked.
+        (socket.TCP_USER_TIMEOUT, 1000 * seconds),
+    ):
         connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class _Exchange:
     """Rank 0's part: hears the first cause and tells everybody. Lives in a thread of its own."""
 
-    def __init__(self, size: int, address: str) -> None:
-        self._size = size
+    def __init__(self, hosts: Sequence[str], address: str, timeout: int) -> None:
+        self._hosts, self._size, self._timeout = hosts, len(hosts), timeout
         self._token = secrets.token_hex(16)
         self._socket = _listening_socket(address)
         self._present: dict[int, asyncio.StreamWriter] = {}
@@ -304,16 +331,19 @@ class _Exchange:
 
     async def _attend(self, lines: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Listen to one rank until it leaves."""
-        rank = None
+        rank = lost = None
         # A line that is torn or no JSON is a rank that died of it, or no rank. The end of the loop
         # cancels strangers, which asyncio would print.
-        with contextlib.suppress(OSError, ValueError, TypeError, asyncio.CancelledError):
-            rank = self._admit(await lines.readline(), writer)
-            while rank in self._present and (line := await lines.readline()):
-                self._take(rank, *json.loads(line))
+        with contextlib.suppress(ValueError, TypeError, asyncio.CancelledError):
+            try:
+                rank = self._admit(await lines.readline(), writer)
+                while rank in self._present and (line := await lines.readline()):
+                    self._take(rank, *json.loads(line))
+            except OSError as error:
+                lost = error
         if rank is not None and rank in self._present:
             del self._present[rank]
-            self._tell(Cause.of_silence(rank))
+            self._tell(Cause.of_silence(rank, self._hosts[rank], lost))
         self._dismiss()
         writer.close()
 
@@ -321,7 +351,7 @@ class _Exchange:
         word, (token, rank) = json.loads(line)
         if word != "here" or not secrets.compare_digest(token, self._token):
             return None
-        _keep_alive(writer.get_extra_info("socket"))
+        _keep_alive(writer.get_extra_info("socket"), self._timeout)
         self._present[rank] = writer
         if self._cause is not None:
             writer.write(_packed("failed", asdict(self._cause)))

@@ -63,6 +63,12 @@ class World:
     device: torch.device
     address: str
 
+    @property
+    def ranks_here(self) -> range:
+        """Ranks of this node; the launcher numbers them node by node."""
+        first = self.rank - self.local_rank
+        return range(first, first + self.local_size)
+
     def describe_device(self) -> str:
         """Name of the GPU, or "CPU"."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"

@@ -25,6 +25,9 @@ _RUN_SILENT = (
     "checkpoint_every",
     "keep_checkpoints",
     "metrics_port",
+    "log_samples",
+    "node_timeout_seconds",
+    "straggler_ratio",
 )
 _ENGINE_SILENT = (
     "activation_checkpointing",

@@ -6,6 +6,7 @@ evaluation/ (`evaluate`) and report.html (`report`).
 
 import contextlib
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping
@@ -229,6 +230,26 @@ def describe_run(run: Run, world_size: int, device: str) -> dict[str, object]:
         "device": device,
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
     }
+
+
+def facts_for_all_ranks(run: Run, step: int) -> dict[str, str]:
+    """What every rank must have alike, by name: code, libraries, recipe, data, where to start."""
+    versions = (f"{name} {importlib.metadata.version(name)}" for name in _VERSIONED)
+    return {
+        "code of ganbert": _code_sha256()[:12],
+        "versions": ", ".join(versions),
+        "index": run.index_sha256,
+        "recipe": run.recipe.model_dump_json(),
+        "step to start from": str(step),
+    }
+
+
+def _code_sha256() -> str:
+    # Not the version alone: an edited checkout on one node has the same.
+    package, digest = Path(__file__).parent, hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
 
 
 def write_description(run: Run, world_size: int, device: str) -> None:

@@ -9,7 +9,8 @@ processes).
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -37,6 +38,7 @@ class StepStats:
     samples_seen : volumes seen by all ranks since the start of training
     epoch : samples_seen divided by the number of training rows
     seconds : wall time of the step; data_wait_seconds is the part spent waiting for the loader
+    own_seconds : of each rank, the part that it spent without the others (see `stragglers`)
     volumes_per_second : over all ranks
     nsp_accuracy_real, nsp_accuracy_generated : share that BERT judged rightly, or of the patches
         that a CNN without BERT did, 0..1
@@ -62,6 +64,7 @@ class StepStats:
     loss_r1_discriminator: float | None = None
     nsp_accuracy_real: float | None = None
     nsp_accuracy_generated: float | None = None
+    own_seconds: list[float] = field(default_factory=list)
 
 
 def _starting_with(stats: StepStats, prefix: str) -> dict[str, float]:
@@ -88,6 +91,7 @@ class PrometheusSink:
     Parameters
     ----------
     port : 0 takes any free port; `port` then tells which
+    ranks : of this node
 
     Raises
     ------
@@ -95,7 +99,10 @@ class PrometheusSink:
         If the port is taken.
     """
 
-    def __init__(self, port: int, registry: CollectorRegistry | None = None) -> None:
+    def __init__(
+        self, port: int, ranks: Sequence[int] = (0,), registry: CollectorRegistry | None = None
+    ) -> None:
+        self._ranks = ranks
         self.registry = registry or CollectorRegistry()
         self._define()
         try:
@@ -132,6 +139,11 @@ class PrometheusSink:
             "nsp_accuracy_ratio", "Share judged rightly by the discriminator", ("kind",)
         )
         self._rate = gauge("learning_rate", "Learning rate", ("network",))
+        self._own = gauge(
+            "rank_own_seconds",
+            "Part of the last step that a rank of this node spent without the others",
+            ("rank",),
+        )
 
     def write(self, stats: StepStats, new_volumes: int) -> None:
         """Take over one step."""
@@ -143,6 +155,8 @@ class PrometheusSink:
         self._epoch.set(stats.epoch)
         for labels, value in _losses(stats).items():
             self._loss.labels(*labels).set(value)
+        for rank in self._ranks if stats.own_seconds else ():
+            self._own.labels(str(rank)).set(stats.own_seconds[rank])
         for family, prefix in ((self._accuracy, "nsp_accuracy_"), (self._rate, "learning_rate_")):
             for name, value in _starting_with(stats, prefix).items():
                 family.labels(name).set(value)
@@ -247,15 +261,23 @@ class Telemetry:
     is_first : whether this is rank 0
     port : where this process serves /metrics; None if it does not
     total, done : optimiser steps of the run, and of them those done before
+    ranks : of this node
     """
 
     def __init__(
-        self, run: Path, *, is_first: bool, port: int | None, total: int, done: int
+        self,
+        run: Path,
+        *,
+        is_first: bool,
+        port: int | None,
+        total: int,
+        done: int,
+        ranks: Sequence[int] = (0,),
     ) -> None:
         self._sinks: list[Any] = []
         if is_first:
             self._sinks = [JsonlSink(run / "log.jsonl")]
-        self._prometheus = None if port is None else PrometheusSink(port)
+        self._prometheus = None if port is None else PrometheusSink(port, ranks)
         if is_first:
             self._sinks.append(ConsoleSink(total, done))
 

@@ -55,8 +55,10 @@ from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
 from ganbert.ranks import StopRequest, barrier, mean_over_ranks, require_same
 from ganbert.recipe import load_recipe
-from ganbert.runs import Run, claim, plan_run, write_description
+from ganbert.runs import Run, claim, facts_for_all_ranks, plan_run, write_description
+from ganbert.sample_log import SampleLog
 from ganbert.steps import discriminator_step, generator_step
+from ganbert.stragglers import OwnTime, StragglerWatch, host_names
 from ganbert.telemetry import StepStats, Telemetry
 
 
@@ -153,6 +155,8 @@ def train(
     telemetry: Telemetry,
     state: TrainingState,
     stop: StopRequest,
+    watch: StragglerWatch,
+    samples: SampleLog,
 ) -> TrainingState:
     """The loop: micro-steps, one line of statistics a step, checkpoints, a clean way out.
 
@@ -162,27 +166,29 @@ def train(
     """
     config = run.recipe.run
     samples_per_step = engines.micro_batch * engines.accumulation * world.size
-    num_rows = len(run.training_rows)
+    num_rows, own_time = len(run.training_rows), OwnTime(world.device)
 
     while state.step < config.max_steps:
         started, waited = time.perf_counter(), 0.0
         measured: list[dict[str, Tensor]] = []
         for micro in range(engines.accumulation):
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - asked
-            micro_step = state.step * engines.accumulation + micro
-            masks_of = seed_micro_step(config.seed, micro_step, world.rank)
-            masks = engines.sample_masks(3 * len(batch.mri), masks_of)
-            judged, made = masks.to(world.device).tensor_split([2 * len(batch.mri)])
-            # One forward pass of the generator serves both steps.
-            pet_fake = engines.generator(batch.mri)
+            with own_time.running():
+                asked = time.perf_counter()
+                batch = next(batches)
+                waited += time.perf_counter() - asked
+                micro_step = state.step * engines.accumulation + micro
+                samples.write(micro_step, batch.rows)
+                masks_of = seed_micro_step(config.seed, micro_step, world.rank)
+                masks = engines.sample_masks(3 * len(batch.mri), masks_of)
+                judged, made = masks.to(world.device).tensor_split([2 * len(batch.mri)])
+                # One forward pass of the generator serves both steps.
+                pet_fake = engines.generator(batch.mri)
             of_discriminator = discriminator_step(engines, batch, pet_fake, judged, config.losses)
             of_generator = generator_step(engines, batch, pet_fake, made, config.losses, state.step)
             measured.append(of_discriminator | of_generator)
 
         # The wish to stop travels with the statistics: all ranks leave at the same step.
-        means, interrupted = average(measured, stop, world)
+        means, interrupted, own_seconds = average(measured, stop, own_time.take(), world)
         state = state.model_copy(
             update={"step": state.step + 1, "samples_seen": state.samples_seen + samples_per_step}
         )
@@ -199,10 +205,13 @@ def train(
                 learning_rate_discriminator=engines.discriminator.get_lr()[0]
                 if engines.discriminator
                 else None,
+                own_seconds=[round(seconds, 4) for seconds in own_seconds],
                 **means,
             ),
             samples_per_step * world.local_size // world.size,
         )
+        if (remark := watch.see(own_seconds)) is not None:
+            telemetry.say(remark)
         last = state.step == config.max_steps
         if interrupted or last or state.step % config.checkpoint_every == 0:
             check_weights(engines, state.step)
@@ -213,14 +222,17 @@ def train(
 
 
 def average(
-    measured: list[dict[str, Tensor]], stop: StopRequest, world: World
-) -> tuple[dict[str, float], bool]:
-    """Mean of the micro-steps over all ranks, and whether any rank was asked to stop."""
+    measured: list[dict[str, Tensor]], stop: StopRequest, own_seconds: float, world: World
+) -> tuple[dict[str, float], bool, list[float]]:
+    """Means over micro-steps and ranks, whether any rank was asked to stop, each one's own time."""
     names = list(measured[0])
     means = torch.stack([torch.stack([m[name] for m in measured]).mean() for name in names])
-    wish = torch.tensor([float(stop.received)], device=world.device)
-    *values, wished = mean_over_ranks(torch.cat((means, wish))).tolist()
-    return dict(zip(names, values, strict=True)), wished > 0
+    # One exchange for all of it: a mean of zeros and one rank's time is that time, divided.
+    own = torch.zeros(1 + world.size, device=world.device)
+    own[0], own[1 + world.rank] = float(stop.received), own_seconds * world.size
+    values = mean_over_ranks(torch.cat((means, own))).tolist()
+    wished, own_of_all = values[len(names)], values[len(names) + 1 :]
+    return dict(zip(names, values[: len(names)], strict=True)), wished > 0, own_of_all
 
 
 def prepare_engines(run: Run) -> Engines:
@@ -259,17 +271,16 @@ def open_loader(run: Run, engines: Engines, world: World, state: TrainingState) 
 
 
 def run_training(
-    run: Run, world: World, state: TrainingState, stop: StopRequest, alarm: Alarm
+    run: Run,
+    world: World,
+    state: TrainingState,
+    stop: StopRequest,
+    alarm: Alarm,
+    watch: StragglerWatch,
 ) -> bool:
     """Train from start or checkpoint to the end; return whether the end was reached."""
     max_steps, first = run.recipe.run.max_steps, world.rank == 0
-    require_same(
-        {
-            "index": run.index_sha256,
-            "recipe": run.recipe.model_dump_json(),
-            "step to start from": str(state.step),
-        }
-    )
+    require_same(facts_for_all_ranks(run, state.step))
     engines = prepare_engines(run)
     with contextlib.ExitStack() as opened:
         if first:
@@ -278,17 +289,26 @@ def run_training(
             write_description(run, world.size, world.describe_device())
         port = run.recipe.run.metrics_port if world.local_rank == 0 else None
         telemetry = opened.enter_context(
-            Telemetry(run.output, is_first=first, port=port, total=max_steps, done=state.step)
+            Telemetry(
+                run.output,
+                is_first=first,
+                port=port,
+                total=max_steps,
+                done=state.step,
+                ranks=world.ranks_here,
+            )
         )
         alarm.on_failure(telemetry.close)
         batches = opened.enter_context(open_loader(run, engines, world, state))
+        wanted = run.recipe.run.log_samples
+        samples = opened.enter_context(SampleLog(run.output, world.rank, wanted=wanted))
         origin = f"from step {state.step}" if run.resume_from else "from the start"
         ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"
         telemetry.say(f"{ranks} on {world.device.type}, {origin}")
         for remark in run.remarks():
             telemetry.say(remark)
         telemetry.say(f"metrics on port {telemetry.port} of each node")
-        state = train(run, engines, batches, world, telemetry, state, stop)
+        state = train(run, engines, batches, world, telemetry, state, stop, watch, samples)
         finished = state.step >= max_steps
         if not finished:
             telemetry.say(f"interrupted at step {state.step}, saved; run again to go on")
@@ -310,8 +330,12 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line_errors():
         world = init_world()
         # From here on ranks wait for each other: the mistake of one ends all.
-        with Alarm(world.rank, world.size, world.address) as alarm:
-            finished = run_training(run, world, state, stop, alarm)
+        hosts, timeout = host_names(), run.recipe.run.node_timeout_seconds
+        with Alarm(
+            world.rank, world.size, world.address, hosts=hosts, node_timeout_seconds=timeout
+        ) as alarm:
+            watch = StragglerWatch(hosts, run.recipe.run.straggler_ratio)
+            finished = run_training(run, world, state, stop, alarm, watch)
         leave_world()
     raise SystemExit(0 if finished else EXIT_INTERRUPTED)
 

@@ -18,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 TESTS = Path(__file__).parent
-FOLDERS = ("unit", "numerics", "integration", "distributed", "gpu", "browser")
+FOLDERS = ("unit", "numerics", "integration", "distributed", "cluster", "chaos", "gpu", "browser")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -33,7 +33,13 @@ def _missing_browser() -> str | None:
     return None if found else "no Chromium on this machine (apt-get install -y chromium)"
 
 
-REQUIREMENTS = {"gpu": _missing_gpu, "browser": _missing_browser}
+def _missing_hosts() -> str | None:
+    from tests.cluster.hosts import missing
+
+    return missing()
+
+
+REQUIREMENTS = {"cluster": _missing_hosts, "gpu": _missing_gpu, "browser": _missing_browser}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

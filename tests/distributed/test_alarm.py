@@ -28,7 +28,7 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.failing_ranks"])
 MISTAKE = "here: expected numbers, found none; mend them"
 BUG = "KeyError: 'no such key' (the traceback is in the log of rank {culprit})"
-DEATH = "expected a process that trains, found none: it was killed or crashed; look at its log, "
+DEATH = "expected a process that trains, found none on its node: it was killed or crashed; "
 
 
 def run(

@@ -31,12 +31,13 @@ STATS = StepStats(
     nsp_accuracy_generated=1.0,
     learning_rate_generator=1e-4,
     learning_rate_discriminator=2e-4,
+    own_seconds=[0.1, 0.2, 0.3, 0.4],
 )
 
 
 @pytest.fixture
 def prometheus() -> Iterator[PrometheusSink]:
-    sink = PrometheusSink(0)
+    sink = PrometheusSink(0, ranks=range(2, 4))
     yield sink
     sink.close()
 
@@ -108,6 +109,9 @@ def test_scrape_shows_the_last_step_and_the_sums(prometheus: PrometheusSink) -> 
         "ganbert_nsp_accuracy_ratio{kind=generated}": 1.0,
         "ganbert_learning_rate{network=generator}": 1e-4,
         "ganbert_learning_rate{network=discriminator}": 2e-4,
+        "ganbert_rank_own_seconds{rank=2}": 0.3,
+        "ganbert_rank_own_seconds{rank=3}": 0.4,
+        "ganbert_rank_own_seconds{rank=1}": None,  # of another node
     }
     assert {name: seen.get(name) for name in expected} == pytest.approx(expected)
 

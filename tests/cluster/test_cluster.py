@@ -1,0 +1,183 @@
+"""The user's own command on eight hosts: over ssh and pdsh, and started by each node itself."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from ganbert.checkpoint import list_checkpoints
+from ganbert.data.index import load_index
+from ganbert.sample_log import read_samples
+
+from .conftest import NUM_HOSTS
+from .hosts import Cluster, finish_all
+
+ROOT = Path(__file__).parents[2]
+TINY = Path(__file__).parents[1] / "data" / "recipe_tiny"
+BIN = Path(sys.executable).parent
+PORT, METRICS_PORT = 29500, 9808
+DEADLINE_SECONDS = 300
+NODE_TIMEOUT_SECONDS = 15
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """The tiny recipe on the paper's port, saying which images it trained on."""
+    folder = tmp_path / "recipe"
+    folder.mkdir()
+    run = {
+        "base": os.path.relpath(TINY, folder),
+        "max_steps": 12,
+        "metrics_port": METRICS_PORT,
+        "log_samples": True,
+        "node_timeout_seconds": NODE_TIMEOUT_SECONDS,
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(run))
+    return folder
+
+
+def train_options(recipe: Path, prepared: Path, run: Path) -> list[str]:
+    options = ["--config", recipe, "--data", prepared, "--output", run]
+    return [str(ROOT / "ganbert" / "train.py"), *map(str, options)]
+
+
+def environment() -> dict[str, str]:
+    """What a node needs, as an image would set it; PYTHON... is what pdsh hands on."""
+    path = f"{BIN}:{os.environ['PATH']}:/usr/sbin:/sbin"
+    return {"PATH": path, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+
+
+def each_node_itself(
+    hosts: Cluster, recipe: Path, prepared: Path, run: Path, *more: object
+) -> list[subprocess.Popen[str]]:
+    """Start the command on every node, as an Indexed Job of Kubernetes does."""
+    return [
+        hosts.start(
+            host, BIN / "deepspeed", "--hostfile", hosts.hostfile(), "--no_ssh",
+            "--num_nodes", NUM_HOSTS, "--node_rank", host, "--master_addr", hosts.names[0],
+            "--master_port", PORT, *train_options(recipe, prepared, run), *more,
+            environment=environment(),
+        )
+        for host in range(NUM_HOSTS)
+    ]  # fmt: skip
+
+
+def steps_done(run: Path) -> int:
+    log = run / "log.jsonl"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def wait_for_step(run: Path, step: int, processes: list[subprocess.Popen[str]]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while steps_done(run) < step:
+        for process in processes:
+            assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"step {step} was not reached"
+        time.sleep(0.1)
+
+
+def scrape(hosts: Cluster, host: int) -> str:
+    """What a node serves, asked for by another one at its address."""
+    url = f"http://{hosts.addresses[host]}:{METRICS_PORT}/metrics"
+    code = f"import urllib.request as u; print(u.urlopen({url!r}, timeout=20).read().decode())"
+    return hosts.run((host + 1) % NUM_HOSTS, sys.executable, "-c", code)
+
+
+def check_trained(run: Path, prepared: Path) -> None:
+    """Eight ranks, disjoint shards, every image once an epoch, one checkpoint."""
+    samples = read_samples(run)
+    num_micro_steps = 12 * 2
+    assert sorted(samples) == list(range(num_micro_steps))
+    order = [row for step in sorted(samples) for rank in range(8) for row in samples[step][rank]]
+    for at_once in samples.values():
+        rows = [row for of_rank in at_once.values() for row in of_rank]
+        assert len(at_once) == NUM_HOSTS
+        assert len(rows) == NUM_HOSTS
+    num_rows = len(load_index(prepared).select("train"))
+    num_epochs = len(order) // num_rows
+    assert num_epochs > 2
+    for epoch in range(num_epochs):
+        taken = Counter(order[epoch * num_rows : (epoch + 1) * num_rows])
+        assert taken == Counter(range(num_rows)), f"epoch {epoch}"
+    (checkpoint,) = list_checkpoints(run)
+    assert json.loads((checkpoint / "state.json").read_text())["step"] == 12
+    assert (run / "export" / "generator.safetensors").is_file()
+
+
+def live(pids: list[int]) -> list[int]:
+    def is_live(pid: int) -> bool:
+        try:
+            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    return [pid for pid in pids if is_live(pid)]
+
+
+@pytest.fixture
+def processes_end(hosts: Cluster) -> Iterator[None]:
+    """No test leaves a process on a host."""
+    yield
+    for host in range(NUM_HOSTS):
+        for pid in hosts.processes(host):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("processes_end")
+def test_over_ssh_and_pdsh(hosts: Cluster, recipe: Path, prepared: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = hosts.start(
+        0, BIN / "deepspeed", "--hostfile", hosts.hostfile(), "--num_nodes", NUM_HOSTS,
+        "--master_addr", hosts.names[0], "--master_port", PORT,
+        *train_options(recipe, prepared, run), environment=environment(),
+    )  # fmt: skip
+    wait_for_step(run, 1, [process])
+    served = [scrape(hosts, host) for host in range(NUM_HOSTS)]
+    ((code, output),) = finish_all([process], DEADLINE_SECONDS)
+    assert code == 0, output
+    for host, text in enumerate(served):
+        assert f'ganbert_rank_own_seconds{{rank="{host}"}}' in text, f"node {host}"
+    check_trained(run, prepared)
+    assert "8 ranks on cpu, from the start" in output
+    assert [hosts.processes(host) for host in range(NUM_HOSTS)] == [[]] * NUM_HOSTS
+
+
+@pytest.mark.usefixtures("processes_end")
+def test_started_by_each_node_and_one_is_lost(
+    hosts: Cluster, recipe: Path, prepared: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    processes = each_node_itself(hosts, recipe, prepared, run)
+    results = finish_all(processes, DEADLINE_SECONDS)
+    assert [code for code, _ in results] == [0] * NUM_HOSTS, results[0][1]
+    check_trained(run, prepared)
+
+    second = tmp_path / "second"
+    processes = each_node_itself(hosts, recipe, prepared, second, "--max-steps", 100000)
+    wait_for_step(second, 2, processes)
+    lost = 5
+    here = [host for host in range(NUM_HOSTS) if host != lost]
+    pids = [pid for host in here for pid in hosts.processes(host)]
+    assert len(pids) >= 2 * len(here), "a launcher and a rank a node"
+    hosts.cut_off(lost)
+    cut = time.monotonic()
+    while live(pids):
+        assert time.monotonic() - cut < NODE_TIMEOUT_SECONDS + 10, live(pids)
+        time.sleep(0.2)
+    results = finish_all([processes[host] for host in here], 30)
+    for code, output in results:
+        assert code != 0
+        assert "Traceback" not in output
+        (line,) = [line for line in output.splitlines() if "ganbert: rank" in line]
+        assert f"error: rank {lost}: expected a process that trains" in line
+        assert f"no answer from its node {hosts.names[lost]}: it is down or cut off" in line

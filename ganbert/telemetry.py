@@ -38,6 +38,7 @@ class StepStats:
     epoch : samples_seen divided by the number of training rows
     seconds : wall time of the step; data_wait_seconds is the part spent waiting for the loader
     volumes_per_second : over all ranks
+    validation_l1 : of the generator on validation subjects, at steps that end with a checkpoint
     nsp_accuracy_real, nsp_accuracy_generated : share that BERT judged rightly, or of the patches
         that a CNN without BERT did, 0..1
 
@@ -62,6 +63,7 @@ class StepStats:
     loss_r1_discriminator: float | None = None
     nsp_accuracy_real: float | None = None
     nsp_accuracy_generated: float | None = None
+    validation_l1: float | None = None
 
 
 def _starting_with(stats: StepStats, prefix: str) -> dict[str, float]:
@@ -132,6 +134,15 @@ class PrometheusSink:
             "nsp_accuracy_ratio", "Share judged rightly by the discriminator", ("kind",)
         )
         self._rate = gauge("learning_rate", "Learning rate", ("network",))
+        self._validation = gauge("validation_l1", "Mean L1 on validation subjects, normalised")
+        self._checkpoint_step = gauge("checkpoint_step", "Step of the newest checkpoint")
+        self._checkpoint_bytes = gauge("checkpoint_bytes", "Size of the newest checkpoint")
+        self._checkpoint_seconds = Histogram(
+            "ganbert_checkpoint_seconds",
+            "Time that training stood still for a checkpoint",
+            buckets=_STEP_BUCKETS,
+            registry=self.registry,
+        )
 
     def write(self, stats: StepStats, new_volumes: int) -> None:
         """Take over one step."""
@@ -141,11 +152,19 @@ class PrometheusSink:
         self._wait.inc(stats.data_wait_seconds)
         self._seconds.observe(stats.seconds)
         self._epoch.set(stats.epoch)
+        if stats.validation_l1 is not None:
+            self._validation.set(stats.validation_l1)
         for labels, value in _losses(stats).items():
             self._loss.labels(*labels).set(value)
         for family, prefix in ((self._accuracy, "nsp_accuracy_"), (self._rate, "learning_rate_")):
             for name, value in _starting_with(stats, prefix).items():
                 family.labels(name).set(value)
+
+    def saved(self, step: int, seconds: float, num_bytes: int) -> None:
+        """Take over a checkpoint."""
+        self._checkpoint_step.set(step)
+        self._checkpoint_bytes.set(num_bytes)
+        self._checkpoint_seconds.observe(seconds)
 
     def close(self) -> None:
         """Stop serving."""
@@ -276,6 +295,11 @@ class Telemetry:
             sink.write(stats)
         if self._prometheus is not None:
             self._prometheus.write(stats, new_volumes)
+
+    def saved(self, step: int, seconds: float, num_bytes: int) -> None:
+        """Export that a checkpoint was written, and how long training stood still for it."""
+        if self._prometheus is not None:
+            self._prometheus.saved(step, seconds, num_bytes)
 
     def __enter__(self) -> "Telemetry":
         return self

@@ -17,12 +17,14 @@ PACKAGE = Path(__file__).parents[2] / "ganbert"
 FLOORS = (
     {"errors"},
     {"strict"},
-    {"atomic", "config", "run_folder", "tables", "tracers"},
+    {"atomic", "config", "run_folder", "tables", "tracers", "weights_only"},
     {"data", "models"},  # two columns that never see each other
     {
         "agreement",
         "alarm",
+        "checkpoint_files",
         "engine_config",
+        "engine_files",
         "losses",
         "metrics",
         "model_card",
@@ -43,7 +45,7 @@ FLOORS = (
         "runs",
         "score_table",
     },
-    {"steps", "pair_checks"},
+    {"export", "pair_checks", "steps", "validation"},
     {
         "train",
         "launch",
@@ -73,7 +75,7 @@ DATA_FLOORS = (
 )
 ONLY_IMPORTERS = {
     "isal": {"data.inflate"},
-    "deepspeed": {"engines", "engine_config", "doctor"},
+    "deepspeed": {"engines", "engine_config", "engine_files", "doctor"},
     "prometheus_client": {"telemetry"},
     "nvidia": {"data.pipeline", "data.loader", "doctor"},
 }

@@ -1,36 +1,59 @@
 """One atomic checkpoint of the whole run, and the export of the generator.
 
 A checkpoint is a folder `step-00000100`: both engines as DeepSpeed saves them (weights, optimiser,
-schedule, loss scale) and `state.json` (counters, and what they were counted on). It is written
-under another name and renamed when every rank is done, so a folder with that name is whole. Neither
+schedule, loss scale), the counters, what was asked for, and the checksums of all of it
+(`checkpoint_files`). It is written under another name and renamed when every rank is done. Neither
 the loader nor the random numbers need a state of their own: both are functions of (seed, step,
 rank).
 """
 
-import os
-import pickle
-import re
-import shutil
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ganbert.atomic import make_folder, replacing, write_text
+from ganbert.checkpoint_files import (
+    STATE_NAME,
+    TrainingState,
+    checkpoint_folder,
+    discard,
+    discard_unfinished,
+    keep_newest_and_best,
+    measure,
+    sync,
+    write_manifest,
+)
 from ganbert.config import ModelCard
 from ganbert.data.index import file_sha256
 from ganbert.errors import CheckpointError, OutputError
 from ganbert.run_folder import CARD_NAME, DESCRIPTION_NAME, EXPORT_NAME, WEIGHTS_NAME
+from ganbert.weights_only import load_plain
 
-_NAME = re.compile(r"step-(\d{8})")
 _ENGINE_TAG = "engine"
+
+
+class EngineFiles(Protocol):
+    """What is known of the files that an engine writes.
+
+    Attributes
+    ----------
+    written : (SHA-256, bytes) of those of this rank, by path
+    """
+
+    written: dict[Path, tuple[str, int]]
 
 
 class SavableEngine(Protocol):
     """What a checkpoint needs of a DeepSpeed engine."""
+
+    @property
+    def checkpoint_engine(self) -> EngineFiles:
+        """Its door to the disk."""
 
     def save_checkpoint(self, save_dir: str, tag: str, *, save_latest: bool) -> Any:
         """Write the engine's state below `save_dir`; a collective call."""
@@ -39,84 +62,17 @@ class SavableEngine(Protocol):
         """Read it back; (None, ...) where there is nothing to read."""
 
 
-class TrainingState(BaseModel):
-    """What a resumed run must know and cannot compute.
+class Saved(NamedTuple):
+    """A checkpoint that was written.
 
     Attributes
     ----------
-    step : optimiser steps done
-    samples_seen : volumes taken from the sample order by all ranks together
-    index_sha256 : of the index trained on
-    seed : of the run, from which sample order and random numbers follow
+    folder : which exists under this name only when it is whole
+    num_bytes : of the engines' files
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    step: int
-    samples_seen: int
-    index_sha256: str
-    seed: int
-
-
-def list_checkpoints(run: Path) -> list[Path]:
-    """Whole checkpoints of a run, oldest first."""
-    folder = run / "checkpoints"
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(path for path in found if _NAME.fullmatch(path.name))
-
-
-def _has_content(output: Path) -> bool:
-    return any(path.name != ".lock" for path in output.iterdir())
-
-
-def find_checkpoint(output: Path, resume: str) -> Path | None:
-    """Newest checkpoint of RUN, or None for a new run.
-
-    Raises
-    ------
-    OutputError
-        If RUN holds anything and may not be resumed, or was never a run.
-    CheckpointError
-        If RUN is finished and its checkpoints are gone: a new run would replace its export.
-    """
-    if not output.exists() or (output.is_dir() and not _has_content(output)):
-        return None
-    if resume == "none" or not (output / DESCRIPTION_NAME).is_file():
-        raise OutputError(
-            output,
-            expected="a new or empty folder" if resume == "none" else "a run or an empty folder",
-            found="a folder with something in it" if output.is_dir() else "a file",
-            remedy="give another --output, or --resume auto to go on with a run",
-        )
-    checkpoints = list_checkpoints(output)
-    if not checkpoints and (output / EXPORT_NAME).exists():
-        raise CheckpointError(
-            output / "checkpoints",
-            expected="a checkpoint to go on from",
-            found="none, though the run has an export",
-            remedy="restore the checkpoints, or give another --output",
-        )
-    return checkpoints[-1] if checkpoints else None
-
-
-def read_state(folder: Path) -> TrainingState:
-    """Read the counters of a checkpoint.
-
-    Raises
-    ------
-    CheckpointError
-        If they are missing or torn.
-    """
-    file = folder / "state.json"
-    try:
-        return TrainingState.model_validate_json(file.read_text())
-    except (OSError, ValidationError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            file,
-            expected="the state of a training run",
-            found=str(error).splitlines()[0],
-            remedy="remove this checkpoint to go on from the one before",
-        ) from error
+    folder: Path
+    num_bytes: int
 
 
 def check_state(
@@ -168,51 +124,28 @@ def check_state(
         )
 
 
-def _discard(folder: Path) -> None:
-    # Renamed first: a kill in the middle must not leave a torn folder under a whole one's name.
-    if folder.exists():
-        doomed = folder.with_name(folder.name + ".old.partial")
-        shutil.rmtree(doomed, ignore_errors=True)
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
-
-
-def _sync(folder: Path) -> None:
-    """Bring everything below `folder` to the disk, so that a rename cannot overtake it."""
-    for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def discard_unfinished(run: Path) -> None:
-    """Remove what is left of checkpoints that were not finished, as far as the system lets it."""
-    for stale in run.glob("checkpoints/*.partial"):
-        shutil.rmtree(stale, ignore_errors=True)
-
-
 def save_checkpoint(
-    run: Path, engines: dict[str, SavableEngine], state: TrainingState, *, keep: int
-) -> Path:
+    run: Path,
+    engines: Mapping[str, SavableEngine],
+    state: TrainingState,
+    *,
+    keep: int,
+    description: Mapping[str, Any],
+) -> Saved:
     """Save both engines and the state; every rank calls this at the same step.
 
     Parameters
     ----------
     engines : by name, "generator" and "discriminator"
-    keep : how many checkpoints stay, the newest ones
-
-    Returns
-    -------
-    The folder, which exists under this name only when it is whole.
+    keep : how many checkpoints stay, the newest ones; the best one stays besides
+    description : of the run, as JSON
 
     Raises
     ------
     OutputError
         If it cannot be written, a full disk included; nothing whole is lost then.
     """
-    final = run / "checkpoints" / f"step-{state.step:08d}"
+    final = checkpoint_folder(run, state.step)
     partial = final.with_name(final.name + ".partial")
     first = torch.distributed.get_rank() == 0
     try:
@@ -221,16 +154,15 @@ def save_checkpoint(
             partial.mkdir(parents=True)
         torch.distributed.barrier()
         for name, engine in engines.items():
+            engine.checkpoint_engine.written.clear()
             engine.save_checkpoint(str(partial / name), tag=_ENGINE_TAG, save_latest=False)
-        torch.distributed.barrier()
+        files = _gather_written(partial, engines)
         if first:
-            (partial / "state.json").write_text(state.model_dump_json(indent=1) + "\n")
-            _sync(partial)
-            _discard(final)
+            _finish(partial, files, state, description)
+            discard(final)
             partial.rename(final)
-            _sync(final.parent)
-            for folder in list_checkpoints(run)[:-keep]:
-                _discard(folder)
+            sync(final.parent)
+            keep_newest_and_best(run, keep)
         torch.distributed.barrier()
     except (OSError, RuntimeError) as error:
         found = _of_writing(error)
@@ -242,7 +174,38 @@ def save_checkpoint(
             found=found,
             remedy="free space or mend the permissions; the checkpoints before are whole",
         ) from error
-    return final
+    return Saved(final, sum(size for _, size in files.values()))
+
+
+def _gather_written(
+    partial: Path, engines: Mapping[str, SavableEngine]
+) -> dict[str, tuple[str, int]]:
+    """Checksums of what all ranks have written: each has hashed its own, not rank 0 all of it."""
+    own = {
+        str(path.relative_to(partial)): checksum
+        for engine in engines.values()
+        for path, checksum in engine.checkpoint_engine.written.items()
+    }
+    of_all: list[dict[str, tuple[str, int]]] = [{}] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(of_all, own)
+    return {name: checksum for files in of_all for name, checksum in files.items()}
+
+
+def _finish(
+    partial: Path,
+    files: dict[str, tuple[str, int]],
+    state: TrainingState,
+    description: Mapping[str, Any],
+) -> None:
+    # DeepSpeed lays scripts beside its files. `ganbert export` does what they do, and a checkpoint
+    # is no place for code.
+    for script in partial.rglob("*.py"):
+        script.unlink()
+    (partial / STATE_NAME).write_text(state.model_dump_json(indent=1) + "\n")
+    (partial / DESCRIPTION_NAME).write_text(json.dumps(description, indent=1) + "\n")
+    own = {name: measure(partial / name) for name in (STATE_NAME, DESCRIPTION_NAME)}
+    write_manifest(partial, files | own)
+    sync(partial)
 
 
 def _of_writing(error: OSError | RuntimeError) -> str | None:
@@ -253,19 +216,19 @@ def _of_writing(error: OSError | RuntimeError) -> str | None:
     return "a file that ends too soon" if "inline_container" in str(error) else None
 
 
-def load_checkpoint(folder: Path, engines: dict[str, SavableEngine]) -> None:
+def load_checkpoint(folder: Path, engines: Mapping[str, SavableEngine]) -> None:
     """Bring both engines to where the checkpoint left them.
 
     Raises
     ------
     CheckpointError
-        If it is incomplete or torn.
+        If it is incomplete or torn, or holds anything but data.
     """
     for name, engine in engines.items():
         found = "nothing DeepSpeed can load"
         try:
             loaded, _ = engine.load_checkpoint(str(folder / name), tag=_ENGINE_TAG)
-        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+        except (AssertionError, OSError, RuntimeError, KeyError) as error:
             loaded, found = None, str(error).partition("\n")[0]
         if loaded is None:
             raise CheckpointError(
@@ -274,6 +237,31 @@ def load_checkpoint(folder: Path, engines: dict[str, SavableEngine]) -> None:
                 found=found,
                 remedy="remove this checkpoint to go on from the one before",
             )
+
+
+def read_generator(folder: Path) -> dict[str, torch.Tensor]:
+    """Read the generator's weights out of a checkpoint, without its engine.
+
+    Returns
+    -------
+    The `state_dict`, in the precision that was trained.
+
+    Raises
+    ------
+    CheckpointError
+        If they are missing or torn, or there is anything but data.
+    """
+    file = folder / "generator" / _ENGINE_TAG / "mp_rank_00_model_states.pt"
+    content = load_plain(file)
+    weights = content.get("module") if isinstance(content, dict) else None
+    if not isinstance(weights, dict):
+        raise CheckpointError(
+            file,
+            expected="the weights of a generator",
+            found="none",
+            remedy="choose another checkpoint",
+        )
+    return weights
 
 
 def export_generator(run: Path, weights: dict[str, torch.Tensor], card: dict[str, Any]) -> Path:

@@ -215,6 +215,19 @@ def train(
     raise typer.Exit(launch(options, num_gpus=num_gpus, master_port=master_port))
 
 
+@app.command()
+def export(
+    run: Run,
+    checkpoint: Annotated[
+        str, typer.Option(help="last, best (on the validation subjects), or a step.")
+    ] = "last",
+) -> None:
+    """Write the generator of a checkpoint as safetensors into RUN/export."""
+    import ganbert.export
+
+    typer.echo(ganbert.export.export(run, checkpoint))
+
+
 def _names(texts: list[str] | None) -> list[str] | None:
     """Split names at commas; None where the option is absent."""
     if texts is None:

@@ -201,7 +201,9 @@ class RunConfig(Strict):
     # None: as paper, section 3.1. "auto": the value that `prepare` suggests for the cohort.
     intensity_ratio: Annotated[float, Field(gt=0.0)] | Literal["auto"] = 0.1
     checkpoint_every: int = Field(default=500, gt=0, description="optimiser steps")
-    keep_checkpoints: int = Field(default=3, gt=0)
+    keep_checkpoints: int = Field(default=3, gt=0, description="the newest; the best stays besides")
+    # Of the validation split, at each checkpoint; they tell which checkpoint is the best. 0: none.
+    validation_subjects: int = Field(default=8, ge=0)
     metrics_port: int = Field(default=9808, ge=0, le=65535, description="0: any free port")
     # Whether RUN/samples says which images each rank trained on.
     log_samples: bool = False

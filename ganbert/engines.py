@@ -38,6 +38,7 @@ from ganbert.engine_config import (
     refused,
     resolve_schedule,
 )
+from ganbert.engine_files import PlainFiles
 from ganbert.errors import GanbertError, PlatformError
 from ganbert.recipe import DISCRIMINATOR_FILE, GENERATOR_FILE, Recipe
 from ganbert.resuming import TUNABLE
@@ -244,6 +245,8 @@ def _build_engine(where: str, module: nn.Module, config: dict[str, Any]) -> Any:
         # What check_engine_configs did not foresee. The traceback for whoever has to find out.
         logging.getLogger(__name__).debug("deepspeed.initialize", exc_info=True)
         raise refused(where, error) from error
+    # The door that DeepSpeed has for it, though it asks nobody who comes later.
+    engine.checkpoint_engine = PlainFiles(engine._config)
     return engine
 
 

@@ -24,6 +24,7 @@ _RUN_SILENT = (
     "discriminator",
     "checkpoint_every",
     "keep_checkpoints",
+    "validation_subjects",
     "metrics_port",
     "log_samples",
     "node_timeout_seconds",
@@ -51,7 +52,7 @@ def check_resumable(run: Path, before: Description, now: Description) -> None:
     CheckpointError
         If generator, discriminator, intensity ratio, ZeRO stages, precisions, the optimisers (but
         for `TUNABLE` settings) or whether there is a schedule changed, or the number of ranks did
-        while ZeRO 1 splits the optimiser's state over them.
+        while `round_robin_gradients` puts the optimiser's state into an order that depends on it.
     """
     both = (before["recipe"], now["recipe"])
     facts = {
@@ -63,7 +64,7 @@ def check_resumable(run: Path, before: Description, now: Description) -> None:
         "optimizer": [_optimizers(r) for r in both],
         "scheduler": [_schedules(r) for r in both],
     }
-    if any(_zero_stages(both[1]).values()):
+    if _has_shuffled_parts(both[1]):
         facts["number of ranks"] = [d.get("world_size") for d in (before, now)]
     for name, (old, new) in facts.items():
         if old != new:
@@ -141,6 +142,11 @@ def _engines(recipe: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def _zero_stages(recipe: Mapping[str, Any]) -> dict[str, int]:
     return {n: e.get("zero_optimization", {}).get("stage", 0) for n, e in _engines(recipe).items()}
+
+
+def _has_shuffled_parts(recipe: Mapping[str, Any]) -> bool:
+    zeros = [engine.get("zero_optimization", {}) for engine in _engines(recipe).values()]
+    return any(zero.get("stage") and zero.get("round_robin_gradients") for zero in zeros)
 
 
 def _precisions(recipe: Mapping[str, Any]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import ganbert
 from ganbert.atomic import make_folder, output_error, write_text
+from ganbert.config import ModelCard
 from ganbert.data.index import Index, Row, file_sha256, index_path, load_index
 from ganbert.errors import DatasetError, OutputError
 from ganbert.metrics import declared_data_range
@@ -40,6 +41,7 @@ class Run:
     resume_from : checkpoint to go on from, if any
     changed : settings that are not those of the run that is resumed: [old, new] by name
     changes : of all times that the run was resumed with other settings, this one included
+    passed_over : a line for each damaged checkpoint that is newer than `resume_from`
     """
 
     recipe: Recipe
@@ -53,6 +55,7 @@ class Run:
     resume_from: Path | None
     changed: Mapping[str, list[Any]] = field(default_factory=dict)
     changes: tuple[Mapping[str, Any], ...] = ()
+    passed_over: tuple[str, ...] = ()
 
     @property
     def training_rows(self) -> list[Row]:
@@ -65,7 +68,7 @@ class Run:
         no_cache = "no cache: images are read from the dataset and conformed anew, which is slow"
         slow = None if self.index.cached else no_cache
         lines = (changed, self._ratio_warning(), self._gradient_warning(), slow)
-        return [line for line in lines if line is not None]
+        return [*self.passed_over, *(line for line in lines if line is not None)]
 
     def _gradient_warning(self) -> str | None:
         discriminator = self.recipe.run.discriminator
@@ -114,6 +117,7 @@ def plan_run(
     data: Path,
     output: Path,
     resume_from: Path | None,
+    passed_over: tuple[str, ...] = (),
     world_size: int = 1,
 ) -> Run:
     """Read what the run depends on, and refuse what cannot work.
@@ -138,6 +142,7 @@ def plan_run(
         tracer=tracer,
         intensity_ratio=_suggested(data, index, tracer) if ratio == "auto" else ratio,
         resume_from=resume_from,
+        passed_over=passed_over,
     )
     return run if resume_from is None else _resumed(run, resume_from.name, world_size)
 
@@ -250,6 +255,19 @@ def _code_sha256() -> str:
     for file in sorted(package.rglob("*.py")):
         digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
+
+
+def describe_checkpoint(
+    run: Run, world_size: int, device: str, step: int, samples_seen: int
+) -> dict[str, object]:
+    """What a checkpoint says of its run: the same, how far it is, and the model card."""
+    card = run.card(step)
+    return describe_run(run, world_size, device) | {
+        "epoch": samples_seen / len(run.training_rows),
+        "card": ModelCard(**card, weights_sha256="").model_dump(
+            mode="json", exclude={"weights_sha256"}
+        ),
+    }
 
 
 def write_description(run: Run, world_size: int, device: str) -> None:

@@ -40,6 +40,7 @@ class StepStats:
     seconds : wall time of the step; data_wait_seconds is the part spent waiting for the loader
     own_seconds : of each rank, the part that it spent without the others (see `stragglers`)
     volumes_per_second : over all ranks
+    validation_l1 : of the generator on validation subjects, at steps that end with a checkpoint
     nsp_accuracy_real, nsp_accuracy_generated : share that BERT judged rightly, or of the patches
         that a CNN without BERT did, 0..1
 
@@ -65,6 +66,7 @@ class StepStats:
     nsp_accuracy_real: float | None = None
     nsp_accuracy_generated: float | None = None
     own_seconds: list[float] = field(default_factory=list)
+    validation_l1: float | None = None
 
 
 def _starting_with(stats: StepStats, prefix: str) -> dict[str, float]:
@@ -144,6 +146,15 @@ class PrometheusSink:
             "Part of the last step that a rank of this node spent without the others",
             ("rank",),
         )
+        self._validation = gauge("validation_l1", "Mean L1 on validation subjects, normalised")
+        self._checkpoint_step = gauge("checkpoint_step", "Step of the newest checkpoint")
+        self._checkpoint_bytes = gauge("checkpoint_bytes", "Size of the newest checkpoint")
+        self._checkpoint_seconds = Histogram(
+            "ganbert_checkpoint_seconds",
+            "Time that training stood still for a checkpoint",
+            buckets=_STEP_BUCKETS,
+            registry=self.registry,
+        )
 
     def write(self, stats: StepStats, new_volumes: int) -> None:
         """Take over one step."""
@@ -153,6 +164,8 @@ class PrometheusSink:
         self._wait.inc(stats.data_wait_seconds)
         self._seconds.observe(stats.seconds)
         self._epoch.set(stats.epoch)
+        if stats.validation_l1 is not None:
+            self._validation.set(stats.validation_l1)
         for labels, value in _losses(stats).items():
             self._loss.labels(*labels).set(value)
         for rank in self._ranks if stats.own_seconds else ():
@@ -160,6 +173,12 @@ class PrometheusSink:
         for family, prefix in ((self._accuracy, "nsp_accuracy_"), (self._rate, "learning_rate_")):
             for name, value in _starting_with(stats, prefix).items():
                 family.labels(name).set(value)
+
+    def saved(self, step: int, seconds: float, num_bytes: int) -> None:
+        """Take over a checkpoint."""
+        self._checkpoint_step.set(step)
+        self._checkpoint_bytes.set(num_bytes)
+        self._checkpoint_seconds.observe(seconds)
 
     def close(self) -> None:
         """Stop serving."""
@@ -298,6 +317,11 @@ class Telemetry:
             sink.write(stats)
         if self._prometheus is not None:
             self._prometheus.write(stats, new_volumes)
+
+    def saved(self, step: int, seconds: float, num_bytes: int) -> None:
+        """Export that a checkpoint was written, and how long training stood still for it."""
+        if self._prometheus is not None:
+            self._prometheus.saved(step, seconds, num_bytes)
 
     def __enter__(self) -> "Telemetry":
         return self

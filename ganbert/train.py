@@ -29,16 +29,15 @@ import torch
 from torch import Tensor
 
 from ganbert.alarm import Alarm
-from ganbert.checkpoint import (
+from ganbert.checkpoint import check_state, export_generator, load_checkpoint, save_checkpoint
+from ganbert.checkpoint_files import (
     TrainingState,
-    check_state,
     discard_unfinished,
-    export_generator,
     find_checkpoint,
-    load_checkpoint,
     read_state,
-    save_checkpoint,
+    set_aside_newer,
 )
+from ganbert.config import RunConfig
 from ganbert.data.loader import Batch, Loader, build_loader
 from ganbert.engines import (
     Engines,
@@ -55,11 +54,19 @@ from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
 from ganbert.ranks import StopRequest, barrier, mean_over_ranks, require_same
 from ganbert.recipe import load_recipe
-from ganbert.runs import Run, claim, facts_for_all_ranks, plan_run, write_description
+from ganbert.runs import (
+    Run,
+    claim,
+    describe_checkpoint,
+    facts_for_all_ranks,
+    plan_run,
+    write_description,
+)
 from ganbert.sample_log import SampleLog
 from ganbert.steps import discriminator_step, generator_step
 from ganbert.stragglers import OwnTime, StragglerWatch, host_names
 from ganbert.telemetry import StepStats, Telemetry
+from ganbert.validation import validation_l1, validation_rows
 
 
 def _positive(text: str) -> int:
@@ -101,12 +108,14 @@ def plan(options: argparse.Namespace) -> tuple[Run, TrainingState]:
         run_config = recipe.run.model_copy(update={"max_steps": options.max_steps})
         recipe = recipe.model_copy(update={"run": run_config})
     check_engine_configs(recipe)
+    resume_from, passed_over = find_checkpoint(options.output, options.resume)
     run = plan_run(
         recipe,
         recipe_path=options.config,
         data=options.data,
         output=options.output,
-        resume_from=find_checkpoint(options.output, options.resume),
+        resume_from=resume_from,
+        passed_over=passed_over,
         world_size=_world_size(),
     )
     with torch.device("meta"):  # the shapes alone: do the networks fit the grids?
@@ -189,10 +198,14 @@ def train(
 
         # The wish to stop travels with the statistics: all ranks leave at the same step.
         means, interrupted, own_seconds = average(measured, stop, own_time.take(), world)
-        state = state.model_copy(
-            update={"step": state.step + 1, "samples_seen": state.samples_seen + samples_per_step}
-        )
         seconds = time.perf_counter() - started
+        state = state.model_copy(
+            update={
+                "step": (step := state.step + 1),
+                "samples_seen": state.samples_seen + samples_per_step,
+                "validation_l1": validate(run, engines, world) if is_due(step, config) else None,
+            }
+        )
         telemetry.write(
             StepStats(
                 step=state.step,
@@ -206,19 +219,53 @@ def train(
                 if engines.discriminator
                 else None,
                 own_seconds=[round(seconds, 4) for seconds in own_seconds],
+                validation_l1=state.validation_l1,
                 **means,
             ),
             samples_per_step * world.local_size // world.size,
         )
         if (remark := watch.see(own_seconds)) is not None:
             telemetry.say(remark)
-        last = state.step == config.max_steps
-        if interrupted or last or state.step % config.checkpoint_every == 0:
-            check_weights(engines, state.step)
-            save_checkpoint(run.output, engines.by_name, state, keep=config.keep_checkpoints)
+        if interrupted or is_due(state.step, config):
+            save(run, engines, world, telemetry, state)
         if interrupted:
             break
     return state
+
+
+def is_due(step: int, config: RunConfig) -> bool:
+    """Whether this step ends with a validation and a checkpoint."""
+    return step % config.checkpoint_every == 0 or step == config.max_steps
+
+
+def validate(run: Run, engines: Engines, world: World) -> float | None:
+    """L1 on the validation subjects, by which the best checkpoint is known; None without any."""
+    return validation_l1(
+        engines.generator.module,
+        run.data,
+        validation_rows(run.index, run.tracer, run.recipe.run.validation_subjects),
+        intensity_ratio=run.intensity_ratio,
+        rank=world.rank,
+        num_ranks=world.size,
+        device=world.device,
+    )
+
+
+def save(
+    run: Run, engines: Engines, world: World, telemetry: Telemetry, state: TrainingState
+) -> None:
+    """Write a checkpoint of this step, and say how long training stood still for it."""
+    check_weights(engines, state.step)
+    started = time.perf_counter()
+    device = world.describe_device()
+    saved = save_checkpoint(
+        run.output,
+        engines.by_name,
+        state,
+        keep=run.recipe.run.keep_checkpoints,
+        description=describe_checkpoint(run, world.size, device, state.step, state.samples_seen),
+    )
+    telemetry.saved(state.step, time.perf_counter() - started, saved.num_bytes)
 
 
 def average(
@@ -286,6 +333,8 @@ def run_training(
         if first:
             opened.enter_context(claim(run.output))
             alarm.on_failure(functools.partial(discard_unfinished, run.output))
+            if run.resume_from is not None:
+                set_aside_newer(run.output, run.resume_from)
             write_description(run, world.size, world.describe_device())
         port = run.recipe.run.metrics_port if world.local_rank == 0 else None
         telemetry = opened.enter_context(

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ganbert.checkpoint import list_checkpoints
+from ganbert.checkpoint_files import list_checkpoints
 from ganbert.errors import EXIT_INTERRUPTED
 
 from .conftest import RECIPE

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from ganbert.checkpoint import list_checkpoints
+from ganbert.checkpoint_files import list_checkpoints
 from ganbert.data.index import load_index
 from ganbert.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR
 

@@ -1,16 +1,25 @@
-"""ZeRO 1 under the real launcher: its checkpoints hold a part of the optimiser for each rank."""
+"""ZeRO 1 under the real launcher: its checkpoints hold a part of the optimiser for each rank.
 
+Any number of ranks can read them: what two have written one reads and writes, and two again.
+"""
+
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from ganbert.checkpoint import list_checkpoints
-from ganbert.errors import EXIT_USER_ERROR
+from ganbert.checkpoint_files import list_checkpoints
+from ganbert.engine_files import DATA_CLASSES
+from ganbert.weights_only import load_plain
 
-from .conftest import RECIPE, Launch
+from .conftest import RECIPE, Launch, free_port
+from .test_engine_files import assert_same
 from .test_train import finish, read_log, weights_of
 
 
@@ -38,13 +47,6 @@ def cut_in_half(whole: Path, cut: Path) -> Path:
     return cut
 
 
-def one_error(output: str) -> str:
-    assert "Traceback" not in output, output
-    lines = [line for line in output.splitlines() if "error:" in line]
-    assert len(lines) == 1, output
-    return lines[0]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_partitioned_run_resumes_on_as_many_ranks_to_the_weights_of_an_undisturbed_one(
@@ -58,12 +60,6 @@ def test_a_partitioned_run_resumes_on_as_many_ranks_to_the_weights_of_an_undistu
     assert len(parts) == 4, "two networks, two ranks"
 
     cut = cut_in_half(whole, tmp_path / "cut")
-    before = (cut / "run.json").read_bytes()
-    code, output = finish(launch(*options, cut, num_ranks=1))
-    assert code == EXIT_USER_ERROR, output
-    assert "number of ranks as in the run that is resumed: 2, found 1" in one_error(output)
-    assert (cut / "run.json").read_bytes() == before, "a refused resume leaves no trace"
-
     code, output = finish(launch(*options, cut))
     assert code == 0, output
     expected, actual = weights_of(whole), weights_of(cut)
@@ -75,3 +71,58 @@ def test_a_partitioned_run_resumes_on_as_many_ranks_to_the_weights_of_an_undistu
         for run in (whole, cut)
     ]
     assert losses[0] == losses[1]
+
+    # On another number of ranks: nothing is left to learn, and what was read is exported.
+    shutil.rmtree(cut / "export")
+    code, output = finish(launch(*options, cut, num_ranks=1))
+    assert code == 0, output
+    assert "resumed with other settings: number of ranks 2 -> 1" in output
+    read = weights_of(cut)
+    assert all(bool((expected[name] == read[name]).all()) for name in expected)
+
+
+def save_on(num_ranks: int, folder: Path, given: Path | None = None) -> Path:
+    """Have so many ranks train (or read `given`) and save; see `tests.zero_ranks`."""
+    port = free_port()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.zero_ranks", folder, *([given] if given else [])],
+            env=os.environ
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": str(port)}
+            | {"WORLD_SIZE": str(num_ranks), "LOCAL_SIZE": str(num_ranks)}
+            | {"MASTER_ADDR": "127.0.0.1"},
+            cwd=Path(__file__).parents[2],
+        )
+        for rank in range(num_ranks)
+    ]
+    assert [rank.wait(120) for rank in ranks] == [0] * num_ranks
+    (saved,) = list_checkpoints(folder)
+    return saved
+
+
+def engines_of(checkpoint: Path) -> dict[str, Any]:
+    """All that DeepSpeed has written, by file."""
+    files = sorted(checkpoint.glob("*/engine/*.pt"))
+    return {str(file.relative_to(checkpoint)): load_plain(file, DATA_CLASSES) for file in files}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_ranks_one_rank_and_two_again_lose_nothing(tmp_path: Path) -> None:
+    two = save_on(2, tmp_path / "two")
+    one = save_on(1, tmp_path / "one", two)
+    again = save_on(2, tmp_path / "again", one)
+    before, between, after = (engines_of(folder) for folder in (two, one, again))
+    assert len(before) == 6, "two networks: their weights, and a part of the optimiser each rank"
+    assert len(between) == 4
+    assert_same(before, after)
+    for name, whole in between.items():
+        if "optim_states" in name:
+            second = before[name.replace("rank_0_", "rank_1_")]["optimizer_state_dict"]
+            first = before[name]["optimizer_state_dict"]
+            (merged,) = whole["optimizer_state_dict"]["single_partition_of_fp32_groups"]
+            halves = [part["single_partition_of_fp32_groups"][0] for part in (first, second)]
+            assert torch.equal(merged, torch.cat(halves))
+            assert bool(first["base_optimizer_state"]["state"][0]["exp_avg"].any())
+        else:
+            assert_same(before[name]["module"], whole["module"])

@@ -15,41 +15,18 @@ from safetensors.torch import load_file
 from ganbert.checkpoint import (
     CARD_NAME,
     WEIGHTS_NAME,
-    TrainingState,
     check_state,
-    discard_unfinished,
     export_generator,
-    find_checkpoint,
-    list_checkpoints,
     load_checkpoint,
+)
+from ganbert.checkpoint_files import (
+    discard_unfinished,
     read_state,
-    save_checkpoint,
 )
 from ganbert.config import GRIDS, GeneratorConfig, ModelCard
 from ganbert.errors import CheckpointError, OutputError
 from ganbert.models.generator import build_generator
-
-INDEX = "a" * 64
-
-
-class FakeEngine:
-    """Saves a number where DeepSpeed saves an engine."""
-
-    def __init__(self, weight: int) -> None:
-        self.weight = weight
-
-    def save_checkpoint(self, save_dir: str, tag: str, *, save_latest: bool) -> None:
-        assert not save_latest
-        folder = Path(save_dir) / tag
-        folder.mkdir(parents=True)
-        (folder / "weight").write_text(str(self.weight))
-
-    def load_checkpoint(self, load_dir: str, tag: str) -> tuple[str | None, Any]:
-        file = Path(load_dir) / tag / "weight"
-        if not file.exists():
-            return None, None
-        self.weight = int(file.read_text())
-        return str(file), {}
+from tests.saved_checkpoints import INDEX, FakeEngine, names, save, save_engines, state_at
 
 
 class TornEngine(FakeEngine):
@@ -68,19 +45,6 @@ def _world_of_one() -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-def state_at(step: int) -> TrainingState:
-    return TrainingState(step=step, samples_seen=4 * step, index_sha256=INDEX, seed=3)
-
-
-def save(run: Path, step: int, *, keep: int = 9, weight: int = 0) -> Path:
-    engines = {"generator": FakeEngine(weight), "discriminator": FakeEngine(-weight)}
-    return save_checkpoint(run, engines, state_at(step), keep=keep)
-
-
-def names(run: Path) -> list[str]:
-    return [path.name for path in list_checkpoints(run)]
-
-
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     folder = save(tmp_path, 20, weight=42)
     engines = {"generator": FakeEngine(0), "discriminator": FakeEngine(0)}
@@ -89,34 +53,11 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert [engine.weight for engine in engines.values()] == [42, -42]
 
 
-def test_checkpoints_are_listed_oldest_first(tmp_path: Path) -> None:
-    for step in (100, 20, 3000):
-        save(tmp_path, step)
-    assert names(tmp_path) == ["step-00000020", "step-00000100", "step-00003000"]
-
-
-def test_no_folder_means_no_checkpoints(tmp_path: Path) -> None:
-    assert list_checkpoints(tmp_path / "nowhere") == []
-
-
-def test_what_is_not_whole_is_not_listed(tmp_path: Path) -> None:
-    save(tmp_path, 20)
-    for name in ("step-00000040.partial", "step-40", "latest", "step-00000040.tmp"):
-        (tmp_path / "checkpoints" / name).mkdir()
-    assert names(tmp_path) == ["step-00000020"]
-
-
-def test_only_the_newest_are_kept(tmp_path: Path) -> None:
-    for step in (10, 20, 30, 40):
-        save(tmp_path, step, keep=2)
-    assert names(tmp_path) == ["step-00000030", "step-00000040"]
-
-
 def test_interrupted_save_leaves_the_one_before(tmp_path: Path) -> None:
     save(tmp_path, 10, keep=1)
     engines = {"generator": FakeEngine(0), "discriminator": TornEngine(0)}
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(tmp_path, engines, state_at(20), keep=1)
+        save_engines(tmp_path, engines, 20, keep=1)
     assert names(tmp_path) == ["step-00000010"]
     # And the next attempt is not stopped by what the torn one left.
     save(tmp_path, 20, keep=1)
@@ -146,7 +87,7 @@ def room_for(num_bytes: int) -> Iterator[None]:
 def test_disk_without_room_is_named(tmp_path: Path) -> None:
     save(tmp_path, 10)
     with room_for(2**19), pytest.raises(OutputError, match=r"20\.partial: expected room") as caught:
-        save_checkpoint(tmp_path, {"generator": LargeEngine(0)}, state_at(20), keep=9)
+        save_engines(tmp_path, {"generator": LargeEngine(0)}, 20)
     assert len(str(caught.value).splitlines()) == 1
     assert names(tmp_path) == ["step-00000010"]
     discard_unfinished(tmp_path)
@@ -184,17 +125,6 @@ def test_checkpoint_of_another_training_is_refused(
         check_state(tmp_path, state_at(10), **(SAME | changed))
 
 
-@pytest.mark.parametrize("content", [None, "{", "{}", '{"step": 1}', "[]"])
-def test_broken_state_is_named(tmp_path: Path, content: str | None) -> None:
-    folder = save(tmp_path, 10)
-    (folder / "state.json").unlink()
-    if content is not None:
-        (folder / "state.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"state\.json: expected the state") as caught:
-        read_state(folder)
-    assert len(str(caught.value).splitlines()) == 1
-
-
 def test_missing_engine_is_named(tmp_path: Path) -> None:
     folder = save(tmp_path, 10)
     (folder / "discriminator" / "engine" / "weight").unlink()
@@ -203,48 +133,10 @@ def test_missing_engine_is_named(tmp_path: Path) -> None:
         load_checkpoint(folder, engines)
 
 
-def test_finished_run_without_its_checkpoints_is_not_started_over(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text("{}")
-    (tmp_path / "export").mkdir()
-    with pytest.raises(CheckpointError, match="found none, though the run has an export"):
-        find_checkpoint(tmp_path, "auto")
-
-
 def test_stale_partial_folders_are_cleared_by_the_next_save(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step-00000007.partial").mkdir(parents=True)
     save(tmp_path, 8)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000008"]
-
-
-@pytest.mark.parametrize("resume", ["auto", "none"])
-def test_new_or_empty_folder_starts_from_the_beginning(tmp_path: Path, resume: str) -> None:
-    assert find_checkpoint(tmp_path / "new", resume) is None
-    assert find_checkpoint(tmp_path, resume) is None
-
-
-def test_run_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text("{}")
-    assert find_checkpoint(tmp_path, "auto") is None
-    for step in (5, 10):
-        save(tmp_path, step)
-    (tmp_path / "checkpoints" / "step-00000015.partial").mkdir()
-    assert find_checkpoint(tmp_path, "auto") == tmp_path / "checkpoints" / "step-00000010"
-
-
-def test_run_is_not_overwritten_when_resuming_is_forbidden(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(OutputError, match=r"expected a new or empty folder, .*--resume auto"):
-        find_checkpoint(tmp_path, "none")
-
-
-@pytest.mark.parametrize("resume", ["auto", "none"])
-def test_folder_of_something_else_is_left_alone(tmp_path: Path, resume: str) -> None:
-    (tmp_path / "thesis.tex").write_text("important")
-    with pytest.raises(OutputError, match="a folder with something in it"):
-        find_checkpoint(tmp_path, resume)
-    with pytest.raises(OutputError, match="found a file"):
-        find_checkpoint(tmp_path / "thesis.tex", resume)
-    assert (tmp_path / "thesis.tex").read_text() == "important"
 
 
 def test_export_loads_back_equal(tiny_export: Path) -> None:

@@ -19,6 +19,7 @@ from ganbert.data.units import TARGETS
 OPTIONS = {
     "doctor": set(),
     "evaluate": {"run", "--data", "--split", "--device", "--target-regions", "--reference-regions"},
+    "export": {"run", "--checkpoint"},
     "infer": {
         "bids_dir",
         "out_dir",

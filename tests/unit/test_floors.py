@@ -17,13 +17,15 @@ PACKAGE = Path(__file__).parents[2] / "ganbert"
 FLOORS = (
     {"errors"},
     {"strict"},
-    {"atomic", "config", "run_folder", "tables", "tracers"},
+    {"atomic", "config", "run_folder", "tables", "tracers", "weights_only"},
     {"recipe"},
     {"data", "models"},  # two columns that never see each other
     {
         "agreement",
         "alarm",
+        "checkpoint_files",
         "engine_config",
+        "engine_files",
         "losses",
         "metrics",
         "model_card",
@@ -46,7 +48,7 @@ FLOORS = (
         "runs",
         "score_table",
     },
-    {"steps", "pair_checks"},
+    {"export", "pair_checks", "steps", "validation"},
     {
         "train",
         "launch",
@@ -76,7 +78,7 @@ DATA_FLOORS = (
 )
 ONLY_IMPORTERS = {
     "isal": {"data.inflate"},
-    "deepspeed": {"engines", "engine_config", "doctor"},
+    "deepspeed": {"engines", "engine_config", "engine_files", "doctor"},
     "prometheus_client": {"telemetry"},
     "nvidia": {"data.pipeline", "data.loader", "doctor"},
 }

@@ -1,0 +1,85 @@
+"""`ganbert export`: the generator of any checkpoint of a run, as safetensors.
+
+Training exports the generator that it ends with. This makes the export of another checkpoint, or of
+a run that has not ended: of the best on the validation subjects, the newest, or a step.
+"""
+
+import re
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ganbert.checkpoint import export_generator, read_generator
+from ganbert.checkpoint_files import (
+    best_checkpoint,
+    checkpoint_folder,
+    find_damage,
+    list_checkpoints,
+    newest_whole,
+)
+from ganbert.errors import CheckpointError
+from ganbert.run_folder import DESCRIPTION_NAME, read_object
+
+
+def choose_checkpoint(run: Path, which: str) -> Path:
+    """Return a checkpoint of a run that is whole.
+
+    Parameters
+    ----------
+    which : "last", "best" or the number of a step
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such checkpoint, or it is damaged.
+    """
+    checkpoints = list_checkpoints(run)
+    steps = ", ".join(str(int(folder.name.rpartition("-")[2])) for folder in checkpoints)
+    if which == "last" and checkpoints:
+        folder, _ = newest_whole(checkpoints)
+        return folder
+    chosen = checkpoint_folder(run, int(which)) if re.fullmatch(r"\d{1,8}", which) else None
+    if which == "best":
+        chosen = best_checkpoint(run)
+    if chosen not in checkpoints:
+        raise CheckpointError(
+            run / "checkpoints",
+            expected="a checkpoint that was validated" if which == "best" else f"step {which}",
+            found=f"steps {steps}" if steps else "no checkpoint",
+            remedy="give --checkpoint last, or one of the steps" if steps else "train it further",
+        )
+    damage = find_damage(chosen)
+    if damage is not None:
+        raise CheckpointError(
+            chosen,
+            expected="a whole checkpoint",
+            found=f"a damaged one ({damage})",
+            remedy="choose another with --checkpoint",
+        )
+    return chosen
+
+
+def export(run: Path, which: str = "last") -> Path:
+    """Write RUN/export from a checkpoint; see `choose_checkpoint`.
+
+    Returns
+    -------
+    The export folder.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such checkpoint, or it cannot be read.
+    OutputError
+        If the export cannot be written.
+    """
+    folder = choose_checkpoint(run, which)
+    file = folder / DESCRIPTION_NAME
+    expected, remedy = "the description of a run with its model card", "choose another checkpoint"
+    description = read_object(file, expected=expected, remedy=remedy)
+    weights = read_generator(folder)
+    try:
+        return export_generator(run, weights, dict(description["card"]))
+    except (KeyError, TypeError, ValidationError) as error:
+        found = str(error).splitlines()[0]
+        raise CheckpointError(file, expected=expected, found=found, remedy=remedy) from error

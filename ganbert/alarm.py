@@ -207,7 +207,7 @@ class Alarm:
         if cause is None:
             cause = Cause.of_silence(0, self._hosts[0], lost)
             self._speak_for(cause)
-        if cause.was_silent:
+        if cause.was_silent and self._hosts[cause.rank] == self._hosts[self._rank]:
             time.sleep(_LAUNCHER_SECONDS)
         self._act()
         _end(cause.code)

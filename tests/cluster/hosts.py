@@ -88,6 +88,10 @@ class Cluster:
         """Take a host off the network without a word: its cable is pulled."""
         _ip("-n", self._switch, "link", "set", f"{self._prefix}s{host}", "down")
 
+    def reconnect(self, host: int) -> None:
+        """Plug the cable in again."""
+        _ip("-n", self._switch, "link", "set", f"{self._prefix}s{host}", "up")
+
     def processes(self, host: int) -> list[int]:
         """Process numbers of all that runs on a host, its sshd not among them."""
         words = subprocess.run(

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 
-from ganbert.checkpoint import list_checkpoints
+from ganbert.checkpoint_files import list_checkpoints
 from ganbert.data.index import load_index
 from ganbert.sample_log import read_samples
 

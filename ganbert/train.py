@@ -55,6 +55,7 @@ from ganbert.models.generator import build_generator
 from ganbert.ranks import StopRequest, barrier, mean_over_ranks, require_same
 from ganbert.runs import Run, claim, describe_checkpoint, plan_run, write_description
 from ganbert.steps import discriminator_step, generator_step
+from ganbert.supervisor import when_gone
 from ganbert.telemetry import StepStats, Telemetry
 from ganbert.validation import validation_l1, validation_rows
 
@@ -348,6 +349,7 @@ def main(arguments: list[str] | None = None) -> None:
         run, state = plan(options)
     stop = StopRequest()
     stop.install()
+    when_gone(stop.ask)
     with one_line_errors():
         world = init_world()
         # From here on ranks wait for each other: the mistake of one ends all.

@@ -18,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 TESTS = Path(__file__).parent
-FOLDERS = ("unit", "numerics", "integration", "distributed", "gpu", "browser")
+FOLDERS = ("unit", "numerics", "integration", "distributed", "chaos", "gpu", "browser")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 

@@ -24,6 +24,7 @@ from types import FrameType
 import psutil
 
 from ganbert.errors import PlatformError
+from ganbert.supervisor import supervised
 
 EXIT_LAUNCHER_DIED = 1
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -70,7 +71,8 @@ def launch(
     if num_gpus is not None:
         command.append(f"--num_gpus={num_gpus}")
     script = Path(__file__).with_name("train.py")
-    return supervise([*command, str(script), *map(str, options)], {**os.environ, "PATH": path})
+    environment = supervised({**os.environ, "PATH": path})
+    return supervise([*command, str(script), *map(str, options)], environment)
 
 
 def supervise(

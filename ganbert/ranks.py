@@ -29,6 +29,10 @@ class StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
 
+    def ask(self) -> None:
+        """Stop as if a signal had come."""
+        self.received = True
+
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         self.received = True
         if number == signal.SIGINT:

@@ -65,6 +65,7 @@ from ganbert.runs import (
 from ganbert.sample_log import SampleLog
 from ganbert.steps import discriminator_step, generator_step
 from ganbert.stragglers import OwnTime, StragglerWatch, host_names
+from ganbert.supervisor import when_gone
 from ganbert.telemetry import StepStats, Telemetry
 from ganbert.validation import validation_l1, validation_rows
 
@@ -376,6 +377,7 @@ def main(arguments: list[str] | None = None) -> None:
         run, state = plan(options)
     stop = StopRequest()
     stop.install()
+    when_gone(stop.ask)
     with one_line_errors():
         world = init_world()
         # From here on ranks wait for each other: the mistake of one ends all.

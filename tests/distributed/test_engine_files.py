@@ -3,7 +3,6 @@
 import itertools
 import os
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ganbert.engine_files import DATA_CLASSES, repartition
 from ganbert.engines import Engines
 from ganbert.errors import CheckpointError
 from ganbert.weights_only import load_plain
+from tests.saved_engines import assert_same
 
 from .test_two_engines import _steps, engines_with, recipe_with, same_weights, world
 
@@ -26,29 +26,6 @@ __all__ = ["world"]  # a fixture of this module too
 STATE = TrainingState(step=2, samples_seen=4, index_sha256="0" * 64, seed=0)
 PRECISIONS = ({}, {"bf16": {"enabled": True}})
 KINDS = list(itertools.product((0, 1), PRECISIONS))
-
-
-def tensors_of(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf of nested containers, by its path."""
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield from tensors_of(part, f"{name}/{key}")
-    elif isinstance(value, list | tuple):
-        for key, part in enumerate(value):
-            yield from tensors_of(part, f"{name}/{key}")
-    else:
-        yield name, vars(value) if hasattr(value, "cur_scale") else value
-
-
-def assert_same(one: Any, other: Any) -> None:
-    left, right = dict(tensors_of(one)), dict(tensors_of(other))
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        if torch.is_tensor(value):
-            assert value.dtype == right[name].dtype, name
-            assert torch.equal(value, right[name]), name
-        else:
-            assert value == right[name], name
 
 
 def everything_of(engines: Engines) -> dict[str, Any]:

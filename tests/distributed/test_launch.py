@@ -83,6 +83,19 @@ def test_rank_that_is_killed_is_named_by_the_other(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_death_of_this_parent_saves_and_leaves_nothing_behind(
+    training: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    training.kill()
+    _, alive = psutil.wait_procs(processes_of(tmp_path / "run"), timeout=60)
+    assert not alive
+    (checkpoint,) = list_checkpoints(tmp_path / "run")
+    last = read_log(tmp_path / "run")[-1]["step"]
+    assert json.loads((checkpoint / "state.json").read_text())["step"] == last
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_death_of_the_launcher_is_no_success_and_leaves_no_orphans(
     training: "subprocess.Popen[str]", tmp_path: Path
 ) -> None:

@@ -14,9 +14,10 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from ganbert.checkpoint_files import list_checkpoints
+from ganbert.checkpoint_files import list_checkpoints, read_state
 from ganbert.data.index import load_index
 from ganbert.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from tests.saved_engines import assert_same, engines_of
 
 from .conftest import RECIPE, Launch
 
@@ -88,6 +89,11 @@ def test_interrupted_and_resumed_run_ends_with_the_weights_of_an_undisturbed_one
     expected, actual = weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut")
     assert expected.keys() == actual.keys()
     assert all(bool((expected[name] == actual[name]).all()) for name in expected)
+    # Not only what comes out: all that would be trained on with.
+    last, of_cut = (list_checkpoints(tmp_path / name)[-1] for name in ("whole", "cut"))
+    assert_same(engines_of(last), engines_of(of_cut))
+    assert read_state(last) == read_state(of_cut)
+    assert read_state(last).validation_l1 == whole[-1]["validation_l1"] > 0
     resumed = {line["step"]: line["loss_mlm_discriminator"] for line in read_log(tmp_path / "cut")}
     assert resumed == {line["step"]: line["loss_mlm_discriminator"] for line in whole}
 

@@ -15,11 +15,9 @@ import torch
 import yaml
 
 from ganbert.checkpoint_files import list_checkpoints
-from ganbert.engine_files import DATA_CLASSES
-from ganbert.weights_only import load_plain
+from tests.saved_engines import assert_same, engines_of
 
 from .conftest import RECIPE, Launch, free_port
-from .test_engine_files import assert_same
 from .test_train import finish, read_log, weights_of
 
 
@@ -98,12 +96,6 @@ def save_on(num_ranks: int, folder: Path, given: Path | None = None) -> Path:
     assert [rank.wait(120) for rank in ranks] == [0] * num_ranks
     (saved,) = list_checkpoints(folder)
     return saved
-
-
-def engines_of(checkpoint: Path) -> dict[str, Any]:
-    """All that DeepSpeed has written, by file."""
-    files = sorted(checkpoint.glob("*/engine/*.pt"))
-    return {str(file.relative_to(checkpoint)): load_plain(file, DATA_CLASSES) for file in files}
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[2] / "ganbert"
 FLOORS = (
     {"errors"},
     {"strict"},
-    {"atomic", "config", "run_folder", "tables", "tracers", "weights_only"},
+    {"atomic", "config", "run_folder", "supervisor", "tables", "tracers", "weights_only"},
     {"recipe"},
     {"data", "models"},  # two columns that never see each other
     {

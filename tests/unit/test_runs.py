@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from ganbert.config import GRIDS, RunConfig
+from ganbert.config import GRIDS, ModelCard, RunConfig
 from ganbert.data.index import SCHEMA_VERSION, CachedImage, Index, Row, file_sha256, save_index
 from ganbert.errors import CheckpointError, DatasetError, OutputError
 from ganbert.recipe import Recipe
 from ganbert.run_folder import DESCRIPTION_NAME
-from ganbert.runs import Run, claim, describe_run, plan_run, write_description
+from ganbert.runs import Run, claim, describe_checkpoint, describe_run, plan_run, write_description
 
 IMAGE = CachedImage(
     path="cache/none.nii",
@@ -315,3 +315,25 @@ def test_engines_that_cannot_load_the_checkpoint_may_not_go_on(
     given = recipe().model_copy(update={"generator_engine": engine, "discriminator_engine": engine})
     with pytest.raises(CheckpointError, match=message):
         plan(data, given, checkpoint)
+
+
+def test_order_of_the_optimisers_state_ties_a_run_to_its_ranks(data: Path) -> None:
+    plain, shuffled = (
+        with_engines(*2 * [engine(1e-3, zero_optimization={"stage": 1} | more)])
+        for more in ({}, {"round_robin_gradients": True})
+    )
+    assert resumed(data, plain, plain, world_size=4).changed == {"number of ranks": [2, 4]}
+    assert not resumed(data, shuffled, shuffled, world_size=2).changed
+    with pytest.raises(CheckpointError, match=r"number of ranks as in the run .*: 2, found 4"):
+        resumed(data, shuffled, shuffled, world_size=4)
+
+
+def test_checkpoint_says_what_it_is_of(data: Path) -> None:
+    run = plan(data, recipe(intensity_ratio="auto"))
+    described = json.loads(json.dumps(describe_checkpoint(run, 2, "CPU", step=5, samples_seen=3)))
+    assert described["epoch"] == 1.5
+    assert described["versions"]["deepspeed"]
+    assert described["recipe"] == run.recipe.model_dump(mode="json")
+    assert ModelCard(**described["card"], weights_sha256="0") == ModelCard(
+        **run.card(5), weights_sha256="0"
+    )

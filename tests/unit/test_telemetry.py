@@ -116,10 +116,25 @@ def test_scrape_shows_the_last_step_and_the_sums(prometheus: PrometheusSink) -> 
     assert {name: seen.get(name) for name in expected} == pytest.approx(expected)
 
 
+def test_validation_and_checkpoints_have_their_series(prometheus: PrometheusSink) -> None:
+    prometheus.write(replace(STATS, validation_l1=0.5), new_volumes=4)
+    prometheus.write(STATS, new_volumes=4)  # between two checkpoints the last value stays
+    prometheus.saved(7, 0.25, 4096)
+    seen = scrape(prometheus.port)
+    expected = {
+        "ganbert_validation_l1": 0.5,
+        "ganbert_checkpoint_step": 7,
+        "ganbert_checkpoint_bytes": 4096,
+        "ganbert_checkpoint_seconds_sum": 0.25,
+        "ganbert_checkpoint_seconds_count": 1,
+    }
+    assert {name: seen.get(name) for name in expected} == expected
+
+
 def test_labels_stay_few_and_name_nobody(prometheus: PrometheusSink) -> None:
     prometheus.write(STATS, new_volumes=4)
     own = [name for name in scrape(prometheus.port) if name.startswith("ganbert_")]
-    assert 0 < len(own) < 60
+    assert 0 < len(own) < 80
     assert not [name for name in own if "subject" in name or "sub-" in name]
 
 

@@ -1,8 +1,9 @@
 """A rank with busy neighbours is named by the others, in the log and in the metrics."""
 
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,11 +12,7 @@ import pytest
 from .conftest import RECIPE, Launch
 from .test_train import DEADLINE_SECONDS, finish, ranks_of, read_log, scrape, wait_for_step
 
-
-def burn(core: int) -> None:
-    os.sched_setaffinity(0, {core})
-    while True:
-        pass
+BURN = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
 
 
 @pytest.mark.slow
@@ -31,10 +28,8 @@ def test_rank_with_busy_neighbours_is_named(launch: Launch, prepared: Path, tmp_
     for rank, core in ((0, fast_core), (1, slow_core)):
         for thread in ranks[rank].threads():
             os.sched_setaffinity(thread.id, {core})
-    context = multiprocessing.get_context("spawn")
-    neighbours = [context.Process(target=burn, args=(slow_core,), daemon=True) for _ in range(8)]
-    for neighbour in neighbours:
-        neighbour.start()
+    burn = [sys.executable, "-c", BURN, str(slow_core)]
+    neighbours = [subprocess.Popen(burn) for _ in range(8)]
     try:
         assert process.stdout is not None
         output, deadline = "", time.monotonic() + DEADLINE_SECONDS
@@ -45,6 +40,7 @@ def test_rank_with_busy_neighbours_is_named(launch: Launch, prepared: Path, tmp_
     finally:
         for neighbour in neighbours:
             neighbour.kill()
+            neighbour.wait()
         process.send_signal(signal.SIGINT)
         for rank in ranks.values():
             rank.send_signal(signal.SIGTERM)

@@ -11,7 +11,9 @@ import typer
 from ganbert.cli import app
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/data.md", "docs/reliability.md")
+PAGES = (
+    "README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/data.md", "docs/reliability.md",
+)  # fmt: skip
 KNOWN_PROGRAMS = ("ganbert", "deepspeed", "make", ".venv/bin/pre-commit")
 
 

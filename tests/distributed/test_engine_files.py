@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ganbert.checkpoint import load_checkpoint, read_generator, save_checkpoint
-from ganbert.checkpoint_files import TrainingState, find_damage
+from ganbert.checkpoint_files import TrainingState, find_damage, list_checkpoints
 from ganbert.engine_files import DATA_CLASSES, repartition
 from ganbert.engines import Engines
-from ganbert.errors import CheckpointError
+from ganbert.errors import CheckpointError, OutputError
 from ganbert.weights_only import load_plain
+from tests.saved_checkpoints import room_for
 from tests.saved_engines import assert_same
 
 from .test_two_engines import _steps, engines_with, recipe_with, same_weights, world
@@ -94,6 +95,18 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(
     # The file would have been made by whoever unpickles it.
     pickle.loads(pickle.dumps(Malice(tmp_path / "owned")))  # noqa: S301
     assert (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_full_disk_leaves_the_checkpoint_before(stage: int, tmp_path: Path) -> None:
+    engines = engines_with(recipe_with(zero_optimization={"stage": stage}))
+    before = save(tmp_path, engines)
+    later = STATE.model_copy(update={"step": 3})
+    with room_for(2**14), pytest.raises(OutputError, match="expected room") as caught:
+        save_checkpoint(tmp_path, engines.by_name, later, keep=1, description={})
+    assert len(str(caught.value).splitlines()) == 1
+    assert list_checkpoints(tmp_path) == [before]
+    assert find_damage(before) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not a file of torch"])

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from ganbert.checkpoint_files import list_checkpoints, read_state
+from ganbert.checkpoint_files import find_damage, list_checkpoints, read_state
 from ganbert.data.index import load_index
 from ganbert.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from tests.saved_engines import assert_same, engines_of
@@ -150,6 +150,32 @@ def test_file_that_breaks_while_training_is_named_on_each_rank_and_ends_the_job(
             f"ganbert: rank {rank}: error: rank {other}: {cause}",
         )
     assert "Traceback" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_disk_that_fills_up_while_training_costs_only_the_checkpoint_being_written(
+    launch: Launch, prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(RECIPE, tmp_path / "recipe")
+    file = tmp_path / "recipe" / "run.yaml"
+    file.write_text(file.read_text().replace("checkpoint_every: 100", "checkpoint_every: 2"))
+    run = tmp_path / "run"
+    options = ("--config", tmp_path / "recipe", "--data", prepared, "--output", run)
+    process = launch(*options, "--max-steps", 1000)
+    wait_for_step(run, 4, process)
+    # No file of rank 0, which writes them, can grow beyond this: to it, the disk is full.
+    ranks_of(process)[0].rlimit(psutil.RLIMIT_FSIZE, (2**20, 2**20))
+    code, output = finish(process)
+    assert code == EXIT_USER_ERROR, output
+    lines = [line for line in output.splitlines() if line.startswith("ganbert: rank")]
+    assert len(lines) == 2, output
+    assert all(".partial: expected room and permission for a checkpoint" in line for line in lines)
+    assert "Traceback" not in output
+    checkpoints = list_checkpoints(run)
+    assert checkpoints
+    assert [find_damage(folder) for folder in checkpoints] == [None] * len(checkpoints)
+    assert not list((run / "checkpoints").glob("*.partial"))
 
 
 @pytest.mark.timeout(300)

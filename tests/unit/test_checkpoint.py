@@ -1,9 +1,7 @@
 """Checkpoints are whole or absent; the export loads back equal; what does not fit is refused."""
 
-import contextlib
 import hashlib
 import json
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from ganbert.checkpoint_files import (
 from ganbert.config import GRIDS, GeneratorConfig, ModelCard
 from ganbert.errors import CheckpointError, OutputError
 from ganbert.models.generator import build_generator
-from tests.saved_checkpoints import INDEX, FakeEngine, names, save, save_engines, state_at
+from tests.saved_checkpoints import INDEX, FakeEngine, names, room_for, save, save_engines, state_at
 
 
 class TornEngine(FakeEngine):
@@ -71,17 +69,6 @@ class LargeEngine(FakeEngine):
     def save_checkpoint(self, save_dir: str, tag: str, *, save_latest: bool) -> None:
         super().save_checkpoint(save_dir, tag, save_latest=save_latest)
         torch.save(torch.zeros(2**20, dtype=torch.uint8), f"{save_dir}/{tag}/large.pt")
-
-
-@contextlib.contextmanager
-def room_for(num_bytes: int) -> Iterator[None]:
-    """No file can grow beyond this, as on a disk that is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_disk_without_room_is_named(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ evaluation/ (`evaluate`) and report.html (`report`).
 """
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -15,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import ganbert
-from ganbert.atomic import make_folder, output_error, write_text
+from ganbert.atomic import make_folder, write_text
 from ganbert.config import ModelCard
 from ganbert.data.index import Index, Row, file_sha256, index_path, load_index
-from ganbert.errors import DatasetError, OutputError
+from ganbert.errors import DatasetError
+from ganbert.folder_lock import held
 from ganbert.metrics import declared_data_range
 from ganbert.recipe import Recipe
 from ganbert.resuming import announce, changed_settings, check_resumable
@@ -174,21 +174,8 @@ def claim(output: Path) -> Iterator[None]:
     OutputError
         If RUN cannot be written, or another process holds it.
     """
-    make_folder(output)
-    try:
-        lock = (output / ".lock").open("w")
-    except OSError as error:
-        raise output_error(output, error) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(
-                output,
-                expected="a run that nobody else is training",
-                found="another process that holds it",
-                remedy="wait for it or stop it; after a kill its ranks may still be running",
-            ) from error
+    remedy = "wait for it or stop it; after a kill its ranks may still be running"
+    with held(output, expected="a run that nobody else is training", remedy=remedy):
         yield
 
 

@@ -45,6 +45,7 @@ from ganbert.data.regions import merge_region_names
 from ganbert.data.split import (
     SPLIT_FRACTIONS,
     check_can_train,
+    describe_gaps,
     describe_split,
     find_strata,
     split_subjects,
@@ -255,9 +256,15 @@ def _split(
     sides = split_subjects(strata, plan.seed, plan.fractions, known)
     check_can_train(plan.dataset, sides.values())
     num_known = len(strata.keys() & known)
-    line = describe_split(sides, strata, num_known=num_known, column=plan.split_column)
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    _say(console, describe_split(sides, strata, num_known=num_known, column=plan.split_column))
+    gaps = describe_gaps(sides, strata)
+    if gaps is not None:
+        _say(console, gaps)
     return [row.model_copy(update={"split": sides[row.subject]}) for row in rows]
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _make_index(

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,21 @@ def test_a_copy_of_the_dataset_is_not_done_again(place: Place, read: list[str]) 
     times = [time_ns for _, _, time_ns in record(out, "01")["recipe"]["inputs"]]
     assert times == [10**18 + n for n in range(3)]
     assert before.keys() == after.keys()
+
+
+def test_what_was_kept_and_what_was_made_is_said(place: Place) -> None:
+    table, out = place
+
+    def said() -> list[str]:
+        text = StringIO()
+        run(table, out, console=Console(file=text))
+        return [line for line in text.getvalue().splitlines() if "rows made" in line]
+
+    assert said() == ["0 rows made, 3 kept from before"]
+    change_a_voxel(table.parent / "02_pet.img", keep_time=False)
+    assert said() == ["1 rows made, 2 kept from before"]
+    shutil.rmtree(out)
+    assert said() == ["3 rows made"]
 
 
 def test_what_counts_as_unchanged_is_not_opened(

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ganbert.atomic import SUFFIX as TEMPORARY
 from ganbert.atomic import make_folder, output_error, write_text
-from ganbert.config import Grid
+from ganbert.config import GRIDS, Grid
 from ganbert.data.cache import CACHE_NAME
 from ganbert.data.frames import AS_IS
 from ganbert.data.index import INDEX_NAME, Split, load_index
@@ -228,8 +228,9 @@ def _check_out(out: Path, plan: Plan) -> bool:
         raise OutputError(out, expected=expected, found=found, remedy=remedy) from error
     changed = [name for name in Plan.model_fields if getattr(previous, name) != getattr(plan, name)]
     if changed:
-        found = f"a cache made with {_describe(previous, changed)}"
-        raise OutputError(out, expected=_describe(plan, changed), found=found, remedy=remedy)
+        found = f"one made with {_describe(previous, changed)}"
+        expected = f"a folder made with {_describe(plan, changed)}"
+        raise OutputError(out, expected=expected, found=found, remedy=remedy)
     return False
 
 
@@ -242,13 +243,27 @@ def _is_shell(out: Path) -> bool:
 
 
 def _describe(plan: Plan, names: Sequence[str]) -> str:
-    def text(value: object) -> str:
-        if not isinstance(value, Grid):
-            return str(value)
-        shape = "x".join(map(str, value.shape))
-        return f"{shape} at {'x'.join(f'{edge:g}' for edge in value.spacing_mm)} mm"
+    # Both grids are one option.
+    return ", ".join(dict.fromkeys(_in_words(plan, name) for name in names))
 
-    return ", ".join(f"{name} {text(getattr(plan, name))}" for name in names)
+
+def _in_words(plan: Plan, name: str) -> str:
+    """Say a part of the plan as the user types it."""
+    value = getattr(plan, name)
+    if isinstance(value, Grid):
+        grids = (plan.mri_grid, plan.pet_grid)
+        size = next((size for size, of_size in GRIDS.items() if of_size == grids), None)
+        shape, edges = "x".join(map(str, value.shape)), "x".join(f"{e:g}" for e in value.spacing_mm)
+        return f"--size {size}" if size else f"{name} {shape} at {edges} mm"
+    if name in ("dataset", "fractions"):
+        return f"{name} {value}"
+    if name == "cached":
+        return "--cache" if value else "--no-cache"
+    option = f"--{name.removesuffix('s') if isinstance(value, tuple) else name}".replace("_", "-")
+    if value is None or value == ():
+        return f"no {option}"
+    values = value if isinstance(value, tuple) else (value,)
+    return " ".join(f"{option} {each}" for each in values)
 
 
 def _remove_shell(out: Path, *, keep: bool) -> None:

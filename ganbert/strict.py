@@ -6,14 +6,29 @@ falls back to a default costs a training run.
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from ganbert.errors import ConfigError
 
 Section = TypeVar("Section", bound=BaseModel)
+# Pydantic's names of what is wrong, and ours of what is expected.
+_NOT_A_NUMBER = ("int_type", "int_from_float", "float_type")
+_OUT_OF_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+_SIGNS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
+_KINDS = {
+    "missing": "a value",
+    "model_type": "a section of settings",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "too_short": "a list that is not empty",
+    "finite_number": "a finite number",
+}
 
 
 class Strict(BaseModel):
@@ -86,6 +101,41 @@ def _mend(name: str, value: object) -> str:
     return f"write {number:.3e}: 1e-4 without a point is text in YAML, and so is what has quotes"
 
 
+def _field_of(location: tuple[int | str, ...], model: type[BaseModel]) -> FieldInfo | None:
+    """Return what is known of a setting; None within a list, and for a whole file."""
+    section, field = model, None
+    for part in location:
+        field = section.model_fields.get(str(part))
+        section = _section(section, part) or section
+    return field
+
+
+def _in_words(problem: ErrorDetails, field: FieldInfo | None) -> str:
+    """Say what a setting must be; pydantic names the one bound that is broken."""
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind in _NOT_A_NUMBER or kind in _OUT_OF_BOUNDS:
+        both = [(b, getattr(m, b, None)) for m in (field.metadata if field else ()) for b in _SIGNS]
+        bounds = {b: value for b, value in both if value is not None}
+        bounds = bounds or {b: value for b, value in context.items() if b in _SIGNS}
+        is_whole = kind.startswith("int") or (field is not None and field.annotation is int)
+        return f"a {'whole ' if is_whole else ''}number {_between(bounds)}".rstrip()
+    if kind == "literal_error":
+        return str(context["expected"])
+    text = _KINDS.get(kind, problem["msg"])
+    return text.removeprefix("Value error, ").removeprefix("Input should be ")
+
+
+def _between(bounds: Mapping[str, float]) -> str:
+    shown = {b: f"{v:g}" if isinstance(v, float) else str(v) for b, v in bounds.items()}
+    if {"ge", "le"} <= shown.keys():
+        return f"from {shown['ge']} to {shown['le']}"
+    return " and ".join(f"{words} {shown[b]}" for b, words in _SIGNS.items() if b in shown)
+
+
+def _as_written(value: object) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+
+
 def first_problem(where: object, error: ValidationError, model: type[BaseModel]) -> ConfigError:
     """Turn what pydantic found first into one line that names the setting."""
     # A mistyped key comes before the required one that is missing because of it.
@@ -94,9 +144,9 @@ def first_problem(where: object, error: ValidationError, model: type[BaseModel])
     if problem["type"] == "extra_forbidden":
         return _unknown_key(where, problem["loc"], model)
     name = _name_of(problem["loc"], model)
-    same = [p["msg"] for p in problems if _name_of(p["loc"], model) == name]
-    expected = " or ".join(dict.fromkeys(m.removeprefix("Value error, ") for m in same))
-    found = "nothing" if problem["type"] == "missing" else repr(problem["input"])
+    same = [p for p in problems if _name_of(p["loc"], model) == name]
+    expected = " or ".join(dict.fromkeys(_in_words(p, _field_of(p["loc"], model)) for p in same))
+    found = "nothing" if problem["type"] == "missing" else _as_written(problem["input"])
     if isinstance(problem["input"], dict) and problem["type"] == "value_error":
         found = "settings that contradict each other"
     return ConfigError(

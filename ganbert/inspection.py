@@ -17,7 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ganbert.config import Grid
-from ganbert.data.direct import image_sha256
+from ganbert.data.direct import image_sha256, origin_of
 from ganbert.data.index import (
     CachedImage,
     Index,
@@ -96,12 +96,13 @@ def intensity_table(index: Index) -> Table:
 
 
 def verify_files(folder: Path, index: Index) -> int:
-    """Compare every cached file with its checksum; return how many there are.
+    """Compare every image with its checksum; return how many there are.
 
     Raises
     ------
     DatasetError
-        At the first file that is missing or has changed.
+        At the first file, of the cache or without one of the dataset, that is missing or has
+        changed.
     """
     # Row by row: without a cache, the images of one are made together.
     kinds = ("mri", "pet", "truth", "dseg")
@@ -113,11 +114,12 @@ def verify_files(folder: Path, index: Index) -> int:
         else:
             found = image_sha256(folder, image)
         if found != image.sha256:
+            again = "into a new folder" if index.cached else "with --verify-inputs"
             raise DatasetError(
-                path,
-                expected=f"SHA-256 {image.sha256}",
+                path if index.cached else origin_of(folder, image),
+                expected=f"SHA-256 {image.sha256}{'' if index.cached else ' when conformed'}",
                 found=found,
-                remedy="run `ganbert prepare` again into a new folder",
+                remedy=f"run `ganbert prepare` again {again}",
             )
     return len(images)
 

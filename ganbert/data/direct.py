@@ -132,6 +132,19 @@ def image_sha256(folder: Path, image: CachedImage) -> str:
     return stored_sha256(read_image(folder, image), _parts(folder / image.path)[1])
 
 
+def origin_of(folder: Path, image: CachedImage) -> Path:
+    """Return the file of the dataset that an image is made anew from.
+
+    Raises
+    ------
+    DatasetError
+        If the note of its row is missing or damaged.
+    """
+    pair = _load_source(source_file(folder / image.path)).pair
+    _, kind = _parts(folder / image.path)
+    return Path({"pet": pair.pet, "truth": pair.truth, "dseg": pair.dseg}.get(kind) or pair.mri)
+
+
 class DirectReader:
     """Reads the images of a sample, in a process of its own: the source of a DALI graph.
 

@@ -82,6 +82,23 @@ def test_without_a_cache_every_image_is_what_the_cache_would_hold(
     assert verify_files(folders["direct"], direct) == 16
 
 
+@pytest.mark.parametrize(
+    ("name", "file"), [("mri", "anat/*_T1w.nii.gz"), ("pet", "pet/*_pet.nii.gz")]
+)
+def test_verification_names_the_image_of_the_dataset(
+    name: str, file: str, folders: dict[str, Path], dataset: Path
+) -> None:
+    index = load_index(folders["direct"])
+    row = index.rows[1]
+    image = getattr(row, name).model_copy(update={"sha256": "0" * 64})
+    other = row.model_copy(update={name: image})
+    changed = index.model_copy(update={"rows": (index.rows[0], other)})
+    (source,) = (dataset / f"sub-{row.subject}").glob(file)
+    with pytest.raises(DatasetError, match="again with --verify-inputs") as caught:
+        verify_files(folders["direct"], changed)
+    assert Path(str(caught.value.where)) == source
+
+
 def test_a_note_of_a_source_says_nothing_of_the_subject_but_the_label(
     folders: dict[str, Path],
 ) -> None:
@@ -199,5 +216,5 @@ def test_a_damaged_note_is_one_line_whose_remedy_helps(
 def test_a_folder_does_not_change_from_one_to_the_other(
     folders: dict[str, Path], dataset: Path
 ) -> None:
-    with pytest.raises(GanbertError, match="cached True"):
+    with pytest.raises(GanbertError, match="--cache, found one made with --no-cache"):
         prepare(dataset, folders["direct"], jobs=1, **GRIDS)

@@ -72,7 +72,10 @@ def test_what_works_passes(settings: dict[str, Any]) -> None:
         ({"gradient_cliping": 1.0}, "'gradient_cliping'; did you mean 'gradient_clipping'?"),
         ({"amp": {"enabled": True}}, "'amp'; valid: train_micro_batch_size_per_gpu, "),
         ({"train_batch_size": 7}, "'train_batch_size', found 7; remove it"),
-        ({"train_micro_batch_size_per_gpu": "2"}, "a whole number above 0, found '2'; write 2, without quotes"),
+        (
+            {"train_micro_batch_size_per_gpu": "2"},
+            "a whole number above 0, found '2'; write 2, without quotes",
+        ),
         ({"train_micro_batch_size_per_gpu": True}, "a whole number above 0, found true"),
         ({"gradient_accumulation_steps": 0}, "a whole number above 0, found 0"),
         ({"gradient_accumulation_steps": None}, "a whole number above 0, found null"),

@@ -34,6 +34,8 @@ _COLOURS: dict[Status, str] = {
     "missing": "red",
 }
 _MINIMUM_PYTHON = (3, 11)
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+_MINIMUM_SHARED_BYTES = 2**30
 _DALI_PACKAGES = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
 
@@ -179,6 +181,23 @@ def find_dali() -> Finding:
     return Finding("DALI", "used", found, f"streams and normalises the images on {where}")
 
 
+def find_shared_memory(folder: Path = _SHARED_MEMORY) -> Finding:
+    """Look at the memory that processes share, of which a container has 64 MB unless told."""
+    use = "images of processes that read without a cache; NCCL"
+    try:
+        size = shutil.disk_usage(folder).total
+    except OSError as error:
+        return Finding(str(folder), "warning", error.strerror or "nothing", f"{use}; mount a tmpfs")
+    found = f"{size / 2**30:.2f} GiB"
+    if size < _MINIMUM_SHARED_BYTES:
+        remedy = (
+            "at least 1 GiB: docker run --shm-size=1g (or --ipc=host); Kubernetes: an emptyDir "
+            f"with medium: Memory on {folder}"
+        )
+        return Finding(str(folder), "warning", found, f"{use}; {remedy}")
+    return Finding(str(folder), "used", found, use)
+
+
 def find_apex() -> Finding:
     """Look at NVIDIA apex, and tell it from the other project of that name."""
     version = _package_version("apex")
@@ -247,7 +266,7 @@ def examine() -> list[Finding]:
     findings = [probe() for probe in single]
     findings += find_gpus()
     findings += find_deepspeed()
-    findings += [find_dali(), find_apex(), find_communication()]
+    findings += [find_dali(), find_shared_memory(), find_apex(), find_communication()]
     findings += find_compiler()
     findings += find_libraries()
     return findings

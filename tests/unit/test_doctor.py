@@ -1,5 +1,6 @@
 """The doctor says what is there, and leaves with one line when something required is not."""
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +10,13 @@ import pytest
 from ganbert import doctor
 from ganbert.errors import PlatformError
 
+SHARED = "/dev/shm"  # noqa: S108
+
 
 def test_finds_everything_that_the_tests_run_on(capsys: pytest.CaptureFixture[str]) -> None:
     doctor.run_doctor()
     shown = capsys.readouterr().out
-    for part in ("Python", "torch", "CUDA", "DeepSpeed", "DALI", "apex", "ninja"):
+    for part in ("Python", "torch", "CUDA", "DeepSpeed", "DALI", SHARED, "apex", "ninja"):
         assert part in shown
 
 
@@ -56,3 +59,23 @@ def test_another_package_called_apex_is_a_warning(
     finding = doctor.find_apex()
     assert finding.status == "warning"
     assert "not NVIDIA apex" in finding.use
+
+
+@pytest.mark.parametrize(
+    ("size", "status", "found"),
+    [(64 * 2**20, "warning", "0.06 GiB"), (2**30, "used", "1.00 GiB")],
+)
+def test_little_shared_memory_is_a_warning_that_says_how_to_get_more(
+    size: int, status: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(total=size)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    finding = doctor.find_shared_memory()
+    assert (finding.part, finding.status, finding.found) == (SHARED, status, found)
+    for hint in ("--shm-size=1g", "emptyDir"):
+        assert (hint in finding.use) == (status == "warning")
+
+
+def test_no_shared_memory_at_all_is_a_warning(tmp_path: Path) -> None:
+    finding = doctor.find_shared_memory(tmp_path / "none")
+    assert (finding.status, finding.found) == ("warning", "No such file or directory")

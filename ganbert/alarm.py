@@ -38,6 +38,10 @@ LOOPBACK = "127.0.0.1"
 _NEWS_SECONDS = 2.0
 # For the others to hear the cause, and for what is left to do.
 _PATIENCE_SECONDS = 5.0
+# For whoever has connected to say who it is, which a rank does at once.
+_STRANGER_SECONDS = 20.0
+# Of a line that is torn, no JSON, or JSON that is meant to do harm.
+_NONSENSE = (ValueError, TypeError, RecursionError)
 # So that a launcher, which looks once a second, meets the dead rank before those that it ends.
 _LAUNCHER_SECONDS = 2.5
 # A node without power closes nothing: the kernel asks, so many times, and gives up.
@@ -191,7 +195,7 @@ class Alarm:
         """Wait for a cause, in a thread of its own, and end the process."""
         cause = lost = None
         try:
-            with contextlib.suppress(ValueError), connection.makefile("rb") as lines:
+            with contextlib.suppress(*_NONSENSE), connection.makefile("rb") as lines:
                 for line in lines:
                     word, content = json.loads(line)
                     if word == "leave":
@@ -317,6 +321,11 @@ class _Exchange:
         """Port, and the word without which a stranger is not listened to."""
         return self._socket.getsockname()[1], self._token
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether not all have left yet."""
+        return self._thread.is_alive()
+
     def wait_for_all_to_leave(self, seconds: float) -> None:
         """Stay until the others have said goodbye: they would take a closed line for a death."""
         self._thread.join(seconds)
@@ -332,11 +341,13 @@ class _Exchange:
     async def _attend(self, lines: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Listen to one rank until it leaves."""
         rank = lost = None
-        # A line that is torn or no JSON is a rank that died of it, or no rank. The end of the loop
-        # cancels strangers, which asyncio would print.
-        with contextlib.suppress(ValueError, TypeError, asyncio.CancelledError):
+        # Nonsense comes from a rank that died of it, or from no rank. The end of the loop cancels
+        # strangers, which asyncio would print.
+        with contextlib.suppress(*_NONSENSE, asyncio.CancelledError):
             try:
-                rank = self._admit(await lines.readline(), writer)
+                async with asyncio.timeout(_STRANGER_SECONDS):
+                    first = await lines.readline()
+                rank = self._admit(first, writer)
                 while rank in self._present and (line := await lines.readline()):
                     self._take(rank, *json.loads(line))
             except OSError as error:

@@ -1,14 +1,19 @@
 """Ranks that end together: processes with a process group, one of which fails in some way."""
 
+import contextlib
+import gc
+import json
 import multiprocessing
 import signal
+import socket
 import time
+from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
-from ganbert.alarm import LOOPBACK, Alarm
+from ganbert.alarm import LOOPBACK, Alarm, Cause, _Exchange
 from ganbert.errors import one_line_errors
 from tests.failing_ranks import (
     SIZE,
@@ -147,3 +152,81 @@ def test_rank_without_others_fails_as_any_command(
     assert leaving.value.code == 2
     assert capsys.readouterr().err.endswith(f"error: {MISTAKE}\n")
     assert (tmp_path / "acted").exists()
+
+
+def join_exchange(exchange: _Exchange, first_line: bytes | None) -> socket.socket:
+    """Connect as a rank or a stranger does, and say the first line, if any."""
+    port, _ = exchange.invitation
+    connection = socket.create_connection((LOOPBACK, port), timeout=10)
+    if first_line is not None:
+        connection.sendall(first_line + b"\n")
+    return connection
+
+
+def as_rank(exchange: _Exchange, rank: int) -> socket.socket:
+    _, token = exchange.invitation
+    return join_exchange(exchange, json.dumps(["here", [token, rank]]).encode())
+
+
+STRANGE_LINES = {
+    "a request of a browser": b"GET / HTTP/1.1",
+    "a wrong word": b'["here", ["let me in", 0]]',
+    "a word that is no ASCII": '["here", ["\u00e9", 0]]'.encode(),
+    "hostile JSON": b"[" * 60_000,
+    "a line without end": b"x" * 200_000,
+}
+
+
+@pytest.mark.parametrize("line", STRANGE_LINES.values(), ids=STRANGE_LINES.keys())
+def test_a_stranger_is_sent_away_without_a_word(
+    line: bytes, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    exchange = _Exchange(["host"] * 2, LOOPBACK, 180)
+    stranger = join_exchange(exchange, line)
+    with contextlib.suppress(ConnectionResetError):  # what it went on to say was not read
+        assert stranger.recv(1) == b""
+    ranks = [as_rank(exchange, rank) for rank in range(2)]
+    for rank in ranks:
+        rank.sendall(b'["bye", null]\n')
+    exchange.wait_for_all_to_leave(10)
+    assert not exchange.is_at_work
+    gc.collect()  # asyncio says of a task that failed when it is gone
+    assert (capfd.readouterr().err, caplog.text) == ("", "")
+
+
+def test_a_silent_stranger_holds_nobody_up_and_is_sent_away(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ganbert.alarm._STRANGER_SECONDS", 4.0)
+    exchange = _Exchange(["host"] * 2, LOOPBACK, 180)
+    silent, slow = join_exchange(exchange, None), join_exchange(exchange, None)
+    slow.sendall(b'["he')
+    ranks = [as_rank(exchange, rank) for rank in range(2)]
+    started = time.monotonic()
+    cause = asdict(Cause(1, "a full disk", 2))
+    ranks[1].sendall(json.dumps(["failed", cause]).encode() + b"\n")
+    for rank in ranks:
+        assert json.loads(rank.makefile().readline()) == ["failed", cause]
+    assert time.monotonic() - started < 3
+    for stranger in (silent, slow):
+        assert stranger.recv(1) == b""
+    for rank in ranks:
+        rank.sendall(b'["heard", null]\n')
+        rank.close()
+    exchange.wait_for_all_to_leave(10)
+    assert not exchange.is_at_work
+    assert capfd.readouterr().err == ""
+
+
+def test_a_rank_may_be_silent_for_as_long_as_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ganbert.alarm._STRANGER_SECONDS", 0.2)
+    exchange = _Exchange(["host"] * 2, LOOPBACK, 180)
+    ranks = [as_rank(exchange, rank) for rank in range(2)]
+    time.sleep(0.6)
+    for rank in ranks:
+        rank.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nothing has come, and it is open
+            rank.recv(1)
+        rank.sendall(b'["bye", null]\n')
+    exchange.wait_for_all_to_leave(10)
+    assert not exchange.is_at_work

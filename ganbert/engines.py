@@ -30,6 +30,7 @@ from torch import nn
 from torch.utils.cpp_extension import is_ninja_available
 
 from ganbert.alarm import LOOPBACK
+from ganbert.cores import ranks_here, share_of_cores
 from ganbert.engine_config import (
     WRONG_SETTING,
     check_recipe,
@@ -154,11 +155,9 @@ def init_world(timeout: timedelta = timedelta(minutes=10)) -> World:
     if cuda:
         get_accelerator().set_device(local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
-        # Each rank would take all cores, and they would wait for each other.
-        ranks_here = int(os.environ.get("LOCAL_SIZE", "1"))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+        torch.set_num_threads(share_of_cores())
     deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=timeout, verbose=False)
-    local_size = int(os.environ.get("LOCAL_SIZE", "1"))
+    local_size = ranks_here()
     size = dist.get_world_size()
     address = LOOPBACK if local_size == size else os.environ["MASTER_ADDR"]
     return World(dist.get_rank(), size, local_rank, local_size, device, address)

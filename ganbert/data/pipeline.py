@@ -15,7 +15,6 @@ DALI is imported when a graph is built.
 
 import contextlib
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ganbert.cores import share_of_cores
 from ganbert.data.nifti import HEADER_BYTES
 from ganbert.data.volume import Array, FloatArray
 from ganbert.errors import PlatformError
@@ -110,7 +110,7 @@ def build_pipeline(
         If DALI is not installed.
     """
     dali = _import_dali()
-    num_threads = num_threads or _share_of_cores()
+    num_threads = num_threads or min(share_of_cores(), _MAX_THREADS)
     with dali.Pipeline(
         batch_size=micro_batch,
         num_threads=num_threads,
@@ -142,12 +142,6 @@ def _import_dali() -> Any:
             remedy="install nvidia-dali-cuda120 or nvidia-dali-cuda130 (both work without a GPU)",
         ) from error
     return nvidia.dali
-
-
-def _share_of_cores() -> int:
-    """Return how many cores of this node are for one of its ranks, of those that it may use."""
-    ranks = int(os.environ.get("LOCAL_SIZE", "1"))
-    return min(max(len(os.sched_getaffinity(0)) // ranks, 1), _MAX_THREADS)
 
 
 @contextlib.contextmanager

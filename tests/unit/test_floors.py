@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[2] / "ganbert"
 FLOORS = (
     {"errors"},
     {"strict"},
-    {"atomic", "config", "run_folder", "supervisor", "tables", "tracers", "weights_only"},
+    {"atomic", "config", "cores", "run_folder", "supervisor", "tables", "tracers", "weights_only"},
     {"folder_lock", "recipe"},
     {"data", "models"},  # two columns that never see each other
     {

@@ -21,9 +21,9 @@ from ganbert.weights_only import load_plain
 from tests.saved_checkpoints import room_for
 from tests.saved_engines import assert_same
 
-from .test_two_engines import _steps, engines_with, recipe_with, same_weights, world
+from .test_two_engines import _steps, engines_with, recipe_with, same_weights
 
-__all__ = ["world"]  # a fixture of this module too
+pytestmark = pytest.mark.usefixtures("world_of_one")
 STATE = TrainingState(step=2, samples_seen=4, index_sha256="0" * 64, seed=0)
 PRECISIONS = ({}, {"bf16": {"enabled": True}})
 KINDS = list(itertools.product((0, 1), PRECISIONS))

@@ -25,8 +25,9 @@ ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).parents[1] / "data" / "recipe_tiny"
 BIN = Path(sys.executable).parent
 PORT, METRICS_PORT = 29500, 9808
-DEADLINE_SECONDS = 300
+DEADLINE_SECONDS = 400
 NODE_TIMEOUT_SECONDS = 15
+STEPS = 8
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -37,7 +38,7 @@ def recipe(tmp_path: Path) -> Path:
     folder.mkdir()
     run = {
         "base": os.path.relpath(TINY, folder),
-        "max_steps": 12,
+        "max_steps": STEPS,
         "metrics_port": METRICS_PORT,
         "log_samples": True,
         "node_timeout_seconds": NODE_TIMEOUT_SECONDS,
@@ -96,7 +97,7 @@ def scrape(hosts: Cluster, host: int) -> str:
 def check_trained(run: Path, prepared: Path) -> None:
     """Eight ranks, disjoint shards, every image once an epoch, one checkpoint."""
     samples = read_samples(run)
-    num_micro_steps = 12 * 2
+    num_micro_steps = STEPS * 2  # accumulation
     assert sorted(samples) == list(range(num_micro_steps))
     order = [row for step in sorted(samples) for rank in range(8) for row in samples[step][rank]]
     for at_once in samples.values():
@@ -110,7 +111,7 @@ def check_trained(run: Path, prepared: Path) -> None:
         taken = Counter(order[epoch * num_rows : (epoch + 1) * num_rows])
         assert taken == Counter(range(num_rows)), f"epoch {epoch}"
     (checkpoint,) = list_checkpoints(run)
-    assert json.loads((checkpoint / "state.json").read_text())["step"] == 12
+    assert json.loads((checkpoint / "state.json").read_text())["step"] == STEPS
     assert (run / "export" / "generator.safetensors").is_file()
 
 

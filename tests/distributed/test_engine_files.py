@@ -129,7 +129,7 @@ def test_classes_that_are_let_in_only_hold_data() -> None:
 def test_a_dynamic_loss_scale_comes_back(tmp_path: Path) -> None:
     # fp16 needs a GPU; what it keeps does not.
     scaler = DynamicLossScaler(
-        init_scale=2.0**9, scale_factor=2.0, scale_window=7, min_scale=1.0, delayed_shift=2,
+        init_scale=2.0**9, scale_window=7, min_scale=1.0, delayed_shift=2,
         consecutive_hysteresis=False, raise_error_at_min_scale=True, dtype=torch.float16,
     )  # fmt: skip
     scaler.update_scale(overflow=True)

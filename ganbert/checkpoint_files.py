@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ganbert.data.index import file_sha256
 from ganbert.errors import CheckpointError, OutputError
+from ganbert.folder_lock import LOCK_NAME
 from ganbert.run_folder import DESCRIPTION_NAME, EXPORT_NAME, describe_damage, read_object
 
 MANIFEST_NAME = "manifest.json"
@@ -184,7 +185,7 @@ def find_checkpoint(output: Path, resume: str) -> tuple[Path | None, tuple[str, 
 
 
 def _has_content(output: Path) -> bool:
-    return any(path.name != ".lock" for path in output.iterdir())
+    return any(path.name != LOCK_NAME for path in output.iterdir())
 
 
 def best_checkpoint(run: Path) -> Path | None:

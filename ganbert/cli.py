@@ -191,6 +191,9 @@ def train(
     resume: Annotated[
         Literal["auto", "none"], typer.Option(help="auto: from the last checkpoint.")
     ] = "auto",
+    tracer: Annotated[
+        str | None, typer.Option(help="To train on, where the cohort has several.")
+    ] = None,
     max_steps: Annotated[
         int | None, typer.Option(min=1, help="Instead of max_steps in run.yaml.")
     ] = None,
@@ -202,14 +205,16 @@ def train(
     ] = None,
 ) -> None:
     """Train on this node: runs `deepspeed ganbert/train.py`; SIGTERM and Ctrl-C save first."""
-    from ganbert.data.index import load_index
+    from ganbert.data.index import load_index, training_tracer
     from ganbert.launch import launch
     from ganbert.recipe import load_recipe
 
     # Here already: under the launcher the line comes late, and among others.
     load_recipe(config)
-    load_index(data)
+    training_tracer(data, load_index(data), tracer)
     options = ["--config", config, "--data", data, "--output", output, "--resume", resume]
+    if tracer is not None:
+        options += ["--tracer", tracer]
     if max_steps is not None:
         options += ["--max-steps", max_steps]
     raise typer.Exit(launch(options, num_gpus=num_gpus, master_port=master_port))

@@ -116,7 +116,7 @@ def select_rows(index: Index, split: Split, card: ModelCard) -> list[Row]:
     DatasetError
         If there is none, or one is in another unit than the model's.
     """
-    rows = [row for row in index.select(split) if row.tracer == card.tracer]
+    rows = index.select(split, card.tracer)
     if not rows:
         remedy = "prepare more subjects, or choose another split"
         raise DatasetError(

@@ -34,7 +34,7 @@ from rich.progress import (
 
 import ganbert
 from ganbert.config import Grid
-from ganbert.data.cache import CachePlace, make_row
+from ganbert.data.cache import CachePlace, MadeRow, make_row
 from ganbert.data.conform import suggest_intensity_ratio
 from ganbert.data.index import SCHEMA_VERSION, Index, Row, Split, save_index
 from ganbert.data.layouts import survey
@@ -45,6 +45,7 @@ from ganbert.data.regions import merge_region_names
 from ganbert.data.split import (
     SPLIT_FRACTIONS,
     check_can_train,
+    describe_gaps,
     describe_split,
     find_strata,
     split_subjects,
@@ -187,7 +188,7 @@ def _check_given(
         )
 
 
-def _make_or_refuse(pair: Pair, place: CachePlace) -> Row | Refusal:
+def _make_or_refuse(pair: Pair, place: CachePlace) -> MadeRow | Refusal:
     try:
         return make_row(pair, place)
     except (ImageError, DatasetError) as error:
@@ -201,7 +202,7 @@ def _make_rows(
     log: RefusalLog,
     console: Console,
 ) -> list[Row]:
-    """Make the rows in parallel; sorted by subject, session and tracer."""
+    """Make the rows in parallel, say how many; sorted by subject, session and tracer."""
     jobs = min(jobs or joblib.cpu_count(), len(pairs))
     # Strict: the worker's error ends the others' work as well.
     make_one = make_row if log.strict else _make_or_refuse
@@ -213,7 +214,7 @@ def _make_rows(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    rows = []
+    made: list[MadeRow] = []
     # One thread per process: the processes already take all cores.
     backend = joblib.parallel_config(backend="loky", inner_max_num_threads=1)
     with Progress(*columns, console=console) as progress, backend, _no_lost_worker(jobs):
@@ -225,9 +226,15 @@ def _make_rows(
                 if isinstance(result, Refusal):
                     log.add(result)
                 else:
-                    rows.append(result)
+                    made.append(result)
                 progress.advance(task)
-    return sorted(rows, key=lambda row: (row.subject, row.session or "", row.tracer))
+    num_kept = sum(each.was_kept for each in made)
+    kept = f", {num_kept} kept from before" if num_kept else ""
+    if made:
+        _say(console, f"{len(made) - num_kept} rows made{kept}")
+    return sorted(
+        (each.row for each in made), key=lambda row: (row.subject, row.session or "", row.tracer)
+    )
 
 
 @contextlib.contextmanager
@@ -255,9 +262,15 @@ def _split(
     sides = split_subjects(strata, plan.seed, plan.fractions, known)
     check_can_train(plan.dataset, sides.values())
     num_known = len(strata.keys() & known)
-    line = describe_split(sides, strata, num_known=num_known, column=plan.split_column)
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    _say(console, describe_split(sides, strata, num_known=num_known, column=plan.split_column))
+    gaps = describe_gaps(sides, strata)
+    if gaps is not None:
+        _say(console, gaps)
     return [row.model_copy(update={"split": sides[row.subject]}) for row in rows]
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _make_index(

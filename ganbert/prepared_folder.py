@@ -5,6 +5,7 @@ out/cache/...               images and one JSON per finished row (`data/cache.py
 out/split.tsv               the side of each subject, now and for ever
 out/prepare-report.tsv      what became of each pair
 out/index.json              written last
+out/.lock                   empty; held while `prepare` works
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ganbert.atomic import SUFFIX as TEMPORARY
 from ganbert.atomic import make_folder, output_error, write_text
-from ganbert.config import Grid
+from ganbert.config import GRIDS, Grid
 from ganbert.data.cache import CACHE_NAME
 from ganbert.data.frames import AS_IS
 from ganbert.data.index import INDEX_NAME, Split, load_index
@@ -25,6 +26,7 @@ from ganbert.data.pairing import MAX_DAYS
 from ganbert.data.refusals import REPORT_NAME
 from ganbert.data.split import known_value, parse_side, put_side
 from ganbert.errors import DatasetError, OutputError
+from ganbert.folder_lock import LOCK_NAME, held
 from ganbert.tables import read_tsv
 
 SPLIT_NAME = "split.tsv"
@@ -157,31 +159,43 @@ def claimed(out: Path, plan: Plan, sides: Mapping[str, Split]) -> Iterator[dict[
     DatasetError
         If `split.tsv` in `out` is torn, or contradicts `sides`.
     OutputError
-        If `out` is not empty and was not begun with the same plan, or cannot be written.
+        If `out` is not empty and was not begun with the same plan, is being prepared by another
+        process, or cannot be written.
     """
-    cache = out / CACHE_NAME
-    try:
+    # Before the lock, which puts a file there: nothing goes into a folder that is not ours.
+    _check_out(out, plan)
+    existed = out.exists()
+    remedy = "wait for it or stop it, and run the same command again"
+    with held(out, expected="a folder that no other `ganbert prepare` works in", remedy=remedy):
+        # And behind it: another process may have filled what was empty.
         is_new = _check_out(out, plan)
+        try:
+            yield _begin(out, plan, sides)
+        except BaseException:
+            # Its cause is what the user must see, not that of what cannot be removed.
+            with contextlib.suppress(OSError):
+                _remove_half_done(out)
+                if is_new and not any((out / CACHE_NAME).glob("*.json")):
+                    _remove_shell(out, keep=existed)
+            raise
+
+
+def _begin(out: Path, plan: Plan, sides: Mapping[str, Split]) -> dict[str, Split]:
+    """Write the plan, and return all sides that are known."""
+    try:
         known = _add_earlier(out, sides)
-        existed = out.exists()
-        make_folder(cache)
+        make_folder(out / CACHE_NAME)
         _remove_half_done(out)
     except OSError as error:
         raise output_error(out, error) from error
-    try:
-        write_text(out / _PLAN_NAME, plan.model_dump_json(indent=1) + "\n")
-        # Before the index goes, which may be the only place where they stand.
-        if known:
-            write_split(out, known)
-        # Rows may change, and what is said of them must not outlive them.
-        for name in (INDEX_NAME, REPORT_NAME):
-            _remove(out / name)
-        yield known
-    except BaseException:
-        _remove_half_done(out)
-        if is_new and not any(cache.glob("*.json")):
-            _remove_shell(out, cache, keep=existed)
-        raise
+    write_text(out / _PLAN_NAME, plan.model_dump_json(indent=1) + "\n")
+    # Before the index goes, which may be the only place where they stand.
+    if known:
+        write_split(out, known)
+    # Rows may change, and what is said of them must not outlive them.
+    for name in (INDEX_NAME, REPORT_NAME):
+        _remove(out / name)
+    return known
 
 
 def _remove(file: Path) -> None:
@@ -200,8 +214,11 @@ def _remove_half_done(out: Path) -> None:
 
 def _check_out(out: Path, plan: Plan) -> bool:
     """Return whether `out` is new or empty; raise if it holds anything but the same plan."""
-    if not out.exists() or (out.is_dir() and _is_shell(out)):
-        return True
+    try:
+        if not out.exists() or (out.is_dir() and _is_shell(out)):
+            return True
+    except OSError as error:
+        raise output_error(out, error) from error
     remedy = "choose another folder or remove it"
     try:
         previous = Plan.model_validate_json((out / _PLAN_NAME).read_text())
@@ -211,31 +228,50 @@ def _check_out(out: Path, plan: Plan) -> bool:
         raise OutputError(out, expected=expected, found=found, remedy=remedy) from error
     changed = [name for name in Plan.model_fields if getattr(previous, name) != getattr(plan, name)]
     if changed:
-        found = f"a cache made with {_describe(previous, changed)}"
-        raise OutputError(out, expected=_describe(plan, changed), found=found, remedy=remedy)
+        found = f"one made with {_describe(previous, changed)}"
+        expected = f"a folder made with {_describe(plan, changed)}"
+        raise OutputError(out, expected=expected, found=found, remedy=remedy)
     return False
 
 
 def _is_shell(out: Path) -> bool:
     """Whether it is empty, or all that a run has left that was killed before its plan stood."""
     cache = out / CACHE_NAME
-    left = {path.name for path in out.iterdir()} - {CACHE_NAME, _PLAN_NAME + TEMPORARY}
+    ours = {CACHE_NAME, LOCK_NAME, _PLAN_NAME + TEMPORARY}
+    left = {path.name for path in out.iterdir()} - ours
     return not left and not (cache.exists() and (cache.is_file() or any(cache.iterdir())))
 
 
 def _describe(plan: Plan, names: Sequence[str]) -> str:
-    def text(value: object) -> str:
-        if not isinstance(value, Grid):
-            return str(value)
-        shape = "x".join(map(str, value.shape))
-        return f"{shape} at {'x'.join(f'{edge:g}' for edge in value.spacing_mm)} mm"
-
-    return ", ".join(f"{name} {text(getattr(plan, name))}" for name in names)
+    # Both grids are one option.
+    return ", ".join(dict.fromkeys(_in_words(plan, name) for name in names))
 
 
-def _remove_shell(out: Path, cache: Path, *, keep: bool) -> None:
-    for file in [*cache.iterdir(), out / _PLAN_NAME, out / SPLIT_NAME]:
+def _in_words(plan: Plan, name: str) -> str:
+    """Say a part of the plan as the user types it."""
+    value = getattr(plan, name)
+    if isinstance(value, Grid):
+        grids = (plan.mri_grid, plan.pet_grid)
+        size = next((size for size, of_size in GRIDS.items() if of_size == grids), None)
+        shape, edges = "x".join(map(str, value.shape)), "x".join(f"{e:g}" for e in value.spacing_mm)
+        return f"--size {size}" if size else f"{name} {shape} at {edges} mm"
+    if name in ("dataset", "fractions"):
+        return f"{name} {value}"
+    if name == "cached":
+        return "--cache" if value else "--no-cache"
+    option = f"--{name.removesuffix('s') if isinstance(value, tuple) else name}".replace("_", "-")
+    if value is None or value == ():
+        return f"no {option}"
+    values = value if isinstance(value, tuple) else (value,)
+    return " ".join(f"{option} {each}" for each in values)
+
+
+def _remove_shell(out: Path, *, keep: bool) -> None:
+    cache = out / CACHE_NAME
+    # The lock is still held, and the next one who wants it looks whether the file is still there.
+    for file in [*cache.glob("*"), out / _PLAN_NAME, out / SPLIT_NAME, out / LOCK_NAME]:
         file.unlink(missing_ok=True)
-    cache.rmdir()
+    if cache.exists():
+        cache.rmdir()
     if not keep:
         out.rmdir()

@@ -37,6 +37,10 @@ _ENGINE_SILENT = (
     "memory_breakdown",
     "dump_state",
 )
+_RESTORE = {
+    "tracer": "give the same --tracer, or another --output",
+    "number of ranks": "start as many ranks again, or give another --output",
+}
 Description = Mapping[str, Any]
 
 
@@ -50,12 +54,14 @@ def check_resumable(run: Path, before: Description, now: Description) -> None:
     Raises
     ------
     CheckpointError
-        If generator, discriminator, intensity ratio, ZeRO stages, precisions, the optimisers (but
-        for `TUNABLE` settings) or whether there is a schedule changed, or the number of ranks did
-        while `round_robin_gradients` puts the optimiser's state into an order that depends on it.
+        If tracer, generator, discriminator, intensity ratio, ZeRO stages, precisions, the
+        optimisers (but for `TUNABLE` settings) or whether there is a schedule changed, or the
+        number of ranks did while `round_robin_gradients` puts the optimiser's state into an order
+        that depends on it.
     """
     both = (before["recipe"], now["recipe"])
     facts = {
+        "tracer": [d["tracer"] for d in (before, now)],
         "generator": [_section(GeneratorConfig, r["run"]["generator"]) for r in both],
         "discriminator": [_section(DiscriminatorConfig, r["run"]["discriminator"]) for r in both],
         "intensity_ratio": [d["intensity_ratio"] for d in (before, now)],
@@ -72,7 +78,7 @@ def check_resumable(run: Path, before: Description, now: Description) -> None:
                 run,
                 expected=f"{name} as in the run that is resumed: {_difference(old, new)}",
                 found=_difference(new, old),
-                remedy="restore the recipe and the number of ranks, or give another --output",
+                remedy=_RESTORE.get(name, "restore the recipe, or give another --output"),
             )
 
 

@@ -5,20 +5,20 @@ evaluation/ (`evaluate`) and report.html (`report`).
 """
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ganbert
-from ganbert.atomic import make_folder, output_error, write_text
+from ganbert.atomic import make_folder, write_text
 from ganbert.config import ModelCard
-from ganbert.data.index import Index, Row, file_sha256, index_path, load_index
-from ganbert.errors import DatasetError, OutputError
+from ganbert.data.index import Index, Row, file_sha256, index_path, load_index, training_tracer
+from ganbert.errors import DatasetError
+from ganbert.folder_lock import held
 from ganbert.metrics import declared_data_range
 from ganbert.recipe import Recipe
 from ganbert.resuming import announce, changed_settings, check_resumable
@@ -37,6 +37,7 @@ class Run:
     ----------
     data : the prepared folder
     output : RUN, the folder of results
+    tracer : whose rows alone it is trained and judged on
     intensity_ratio : paper, section 3.1; resolved from "auto"
     resume_from : checkpoint to go on from, if any
     changed : settings that are not those of the run that is resumed: [old, new] by name
@@ -59,8 +60,8 @@ class Run:
 
     @property
     def training_rows(self) -> list[Row]:
-        """Rows of the training split."""
-        return self.index.select("train")
+        """Rows of the training split that show the run's tracer."""
+        return self.index.select("train", self.tracer)
 
     def remarks(self) -> list[str]:
         """What whoever started the run should know, a line each."""
@@ -119,18 +120,27 @@ def plan_run(
     resume_from: Path | None,
     passed_over: tuple[str, ...] = (),
     world_size: int = 1,
+    tracer: str | None = None,
 ) -> Run:
     """Read what the run depends on, and refuse what cannot work.
 
+    Parameters
+    ----------
+    tracer : to train on; None: the only one that there is
+
     Raises
     ------
+    ConfigError
+        If `data` does not have the tracer, or has several and none is given.
     DatasetError
-        If `data` was not prepared, or has no training rows of a single tracer.
+        If `data` was not prepared, or has no training rows of the tracer that agree in unit and
+        frame timing.
     CheckpointError
-        If `resume_from` belongs to a run with other networks, units or optimisers.
+        If `resume_from` belongs to a run with another tracer, other networks, units or optimisers.
     """
     index = load_index(data)
-    tracer = _only_tracer(data, index)
+    tracer = training_tracer(data, index, tracer)
+    _check_alike(data, index.select("train", tracer))
     ratio = recipe.run.intensity_ratio
     run = Run(
         recipe=recipe,
@@ -160,6 +170,7 @@ def _resumed(run: Run, checkpoint: str, world_size: int) -> Run:
 def _what_is_trained(run: Run, world_size: int) -> dict[str, Any]:
     return {
         "recipe": run.recipe.model_dump(mode="json"),
+        "tracer": run.tracer,
         "intensity_ratio": run.intensity_ratio,
         "world_size": world_size,
     }
@@ -174,21 +185,8 @@ def claim(output: Path) -> Iterator[None]:
     OutputError
         If RUN cannot be written, or another process holds it.
     """
-    make_folder(output)
-    try:
-        lock = (output / ".lock").open("w")
-    except OSError as error:
-        raise output_error(output, error) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(
-                output,
-                expected="a run that nobody else is training",
-                found="another process that holds it",
-                remedy="wait for it or stop it; after a kill its ranks may still be running",
-            ) from error
+    remedy = "wait for it or stop it; after a kill its ranks may still be running"
+    with held(output, expected="a run that nobody else is training", remedy=remedy):
         yield
 
 
@@ -203,22 +201,19 @@ def _suggested(data: Path, index: Index, tracer: str) -> float:
     return index.intensity_ratio[tracer]
 
 
-def _only_tracer(data: Path, index: Index) -> str:
-    # One unit and frame timing too: a generator cannot tell which of several is asked for.
-    rows = index.select("train")
+def _check_alike(data: Path, rows: Sequence[Row]) -> None:
+    # A generator cannot tell which of several units or frame timings is asked for.
     for name, values in (
-        ("tracer", {row.tracer for row in rows}),
         ("unit", {row.unit for row in rows}),
         ("frame timing", {(row.frame_start_s, row.frame_duration_s) for row in rows}),
     ):
         if len(values) != 1:
             raise DatasetError(
                 data,
-                expected=f"training rows of one {name}",
-                found=", ".join(sorted(map(str, values))) or "no training row",
+                expected=f"{rows[0].tracer} training rows of one {name}",
+                found=", ".join(sorted(map(str, values))),
                 remedy="prepare a dataset that agrees in it",
             )
-    return rows[0].tracer
 
 
 def describe_run(run: Run, world_size: int, device: str) -> dict[str, object]:
@@ -230,7 +225,6 @@ def describe_run(run: Run, world_size: int, device: str) -> dict[str, object]:
         "changes": list(run.changes),
         "data": str(run.data),
         "index_sha256": run.index_sha256,
-        "tracer": run.tracer,
         "unit": run.training_rows[0].unit,
         "device": device,
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
@@ -244,6 +238,7 @@ def facts_for_all_ranks(run: Run, step: int) -> dict[str, str]:
         "code of ganbert": _code_sha256()[:12],
         "versions": ", ".join(versions),
         "index": run.index_sha256,
+        "tracer": run.tracer,
         "recipe": run.recipe.model_dump_json(),
         "step to start from": str(step),
     }

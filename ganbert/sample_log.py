@@ -1,8 +1,8 @@
 """Which images each rank trained on, for whoever has to prove it: RUN/samples/rank-00000.jsonl.
 
 A line a micro-step: its number since the start of training, and the rows. Rows are positions among
-the training rows of the index, so that no file beside it names a person. A resumed run appends:
-where it repeats a micro-step, the last line holds.
+the index's training rows of the run's tracer, so that no file beside it names a person. A resumed
+run appends: where it repeats a micro-step, the last line holds.
 """
 
 import json

@@ -202,6 +202,14 @@ TRACERS: dict[str, Tracer] = {
 }
 
 
+def find_tracer(name: str) -> Tracer | None:
+    """Return the tracer called `name`, as `get_tracer`; None if no row has that name."""
+    for tracer in TRACERS.values():
+        if name.lower() in {tracer.name.lower(), tracer.bids_label.lower(), tracer.long_name}:
+            return tracer
+    return None
+
+
 def get_tracer(name: str) -> Tracer:
     """Return the tracer called `name` (short name, BIDS label or long name, any case).
 
@@ -210,9 +218,9 @@ def get_tracer(name: str) -> Tracer:
     ConfigError
         If no row has that name.
     """
-    for tracer in TRACERS.values():
-        if name.lower() in {tracer.name.lower(), tracer.bids_label.lower(), tracer.long_name}:
-            return tracer
+    tracer = find_tracer(name)
+    if tracer is not None:
+        return tracer
     raise ConfigError(
         "tracer",
         expected=f"one of {', '.join(TRACERS)}",

@@ -91,6 +91,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
         default="auto",
         help="auto: go on from RUN's newest checkpoint; none: RUN must be empty (default: auto)",
     )
+    parser.add_argument("--tracer", help="to train on, where the cohort has several")
     parser.add_argument("--max-steps", type=_positive, help="instead of max_steps in run.yaml")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher's
     return parser.parse_args(arguments)
@@ -118,6 +119,7 @@ def plan(options: argparse.Namespace) -> tuple[Run, TrainingState]:
         resume_from=resume_from,
         passed_over=passed_over,
         world_size=_world_size(),
+        tracer=options.tracer,
     )
     with torch.device("meta"):  # the shapes alone: do the networks fit the grids?
         build_generator(recipe.run.generator, run.index.mri_grid, run.index.pet_grid)
@@ -306,6 +308,7 @@ def open_loader(run: Run, engines: Engines, world: World, state: TrainingState) 
         run.data,
         run.index,
         "train",
+        tracer=run.tracer,
         intensity_ratio=run.intensity_ratio,
         micro_batch=engines.micro_batch,
         rank=world.rank,

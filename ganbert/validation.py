@@ -19,7 +19,7 @@ from ganbert.ranks import mean_over_ranks
 
 def validation_rows(index: Index, tracer: str, num_rows: int) -> list[Row]:
     """Rows that training is validated on: the first of the validation split, at most `num_rows`."""
-    return [row for row in index.select("val") if row.tracer == tracer][:num_rows]
+    return index.select("val", tracer)[:num_rows]
 
 
 def validation_l1(

@@ -11,6 +11,7 @@ checksums still hold is not made again, which is what makes `prepare` resumable.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -56,13 +57,20 @@ class CachePlace:
     verify_inputs: bool = False
 
 
-def make_row(pair: Pair, place: CachePlace) -> Row:
+class MadeRow(NamedTuple):
+    """A row of the cache, and whether a previous run had made it."""
+
+    row: Row
+    was_kept: bool
+
+
+def make_row(pair: Pair, place: CachePlace) -> MadeRow:
     """Cache the images of one pair, or return the row of a previous run if nothing has changed.
 
     Returns
     -------
-    Row
-        Its split is a placeholder, "train".
+    MadeRow
+        The split of the row is a placeholder, "train".
 
     Raises
     ------
@@ -84,7 +92,7 @@ def make_row(pair: Pair, place: CachePlace) -> Row:
         if finished.recipe != recipe:
             _write_record(record, finished.model_copy(update={"recipe": recipe}))
         _save_note(finished.row, pair, place)
-        return finished.row
+        return MadeRow(finished.row, was_kept=True)
     sha256: dict[str, str] = {}
     images = conform_pair(pair, place.mri_grid, place.pet_grid, sha256=sha256)
     _remove(record)
@@ -92,7 +100,7 @@ def make_row(pair: Pair, place: CachePlace) -> Row:
     _save_note(row, pair, place)
     checksums = tuple(sha256[str(file)] for file in files)
     _write_record(record, FinishedRow(recipe=recipe, row=row, input_sha256=checksums))
-    return row
+    return MadeRow(row, was_kept=False)
 
 
 def _write_record(record: Path, finished: FinishedRow) -> None:

@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ganbert.atomic import write_text
 from ganbert.config import Grid
-from ganbert.errors import DatasetError
+from ganbert.errors import ConfigError, DatasetError
+from ganbert.strict import nearest_remedy
+from ganbert.tracers import find_tracer
 
 INDEX_NAME = "index.json"
 SCHEMA_VERSION = 1
@@ -100,9 +102,48 @@ class Index(_Entry):
     reference: dict[str, str] = {}
     cached: bool = True
 
-    def select(self, split: Split) -> list[Row]:
-        """Rows of one split, in the order of the index."""
-        return [row for row in self.rows if row.split == split]
+    def select(self, split: Split, tracer: str | None = None) -> list[Row]:
+        """Rows of one split, and of one tracer if it is given, in the order of the index."""
+        return [row for row in self.rows if row.split == split and tracer in (None, row.tracer)]
+
+
+def training_tracer(where: Path, index: Index, asked: str | None = None) -> str:
+    """Return the tracer to train on: what was asked for, or the only one that there is.
+
+    Parameters
+    ----------
+    where : the prepared folder, for the error
+    asked : any of its names, in any case
+
+    Raises
+    ------
+    ConfigError
+        If no row shows the tracer that was asked for, or there are several and none was.
+    DatasetError
+        If there are no training rows of it.
+    """
+    there, trained = (
+        sorted({row.tracer for row in rows}) for rows in (index.rows, index.select("train"))
+    )
+    option = "--tracer"
+    if asked is None and len(trained) > 1:
+        remedy = f"choose one with {option}"
+        expected = f"one tracer to train on of those in {where}"
+        raise ConfigError(option, expected=expected, found=", ".join(trained), remedy=remedy)
+    row = find_tracer(asked) if asked is not None else None
+    name = row.name if row else asked
+    if name is not None and name not in there:
+        expected = f"a tracer of {where} ({', '.join(there)})"
+        remedy = nearest_remedy(name, there)
+        raise ConfigError(option, expected=expected, found=repr(asked), remedy=remedy)
+    if not trained or (name is not None and name not in trained):
+        raise DatasetError(
+            where,
+            expected=f"training rows{f' of {name}' if name else ''}",
+            found="none",
+            remedy="prepare more subjects",
+        )
+    return name or trained[0]
 
 
 def index_path(path: Path) -> Path:

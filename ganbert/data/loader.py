@@ -41,7 +41,7 @@ class Batch:
     ----------
     mri : (N, 1, D, H, W) float32, normalised (paper, section 3.1)
     pet_real : (N, T, D, H, W) float32, normalised by the MRI's statistics
-    rows : position of each sample in `index.select(split)`
+    rows : position of each sample in `index.select(split, tracer)`
     subjects : BIDS label of each sample
     """
 
@@ -163,6 +163,7 @@ def build_loader(
     index: Index,
     split: Split,
     *,
+    tracer: str | None = None,
     intensity_ratio: float,
     micro_batch: int,
     rank: int,
@@ -178,6 +179,7 @@ def build_loader(
     Parameters
     ----------
     folder : of the index
+    tracer : whose rows alone are streamed; None: those of all
     intensity_ratio : the tenth of paper section 3.1
     micro_batch : samples per rank and micro-step (N)
     num_micro_steps : batches to give
@@ -191,7 +193,7 @@ def build_loader(
     PlatformError
         If DALI is not installed.
     """
-    rows = index.select(split)
+    rows = index.select(split, tracer)
     check_rows(folder, rows, split)
     order = SampleOrder(len(rows), seed)
     samples = [

@@ -256,3 +256,19 @@ def describe_split(
     if by:
         text += f", stratified by {' and '.join(by)} ({len(kinds)} strata)"
     return f"{text}; sides kept from before: {num_known}" if num_known else text
+
+
+def describe_gaps(sides: Mapping[str, Split], strata: Mapping[str, Stratum]) -> str | None:
+    """Say in one line which tracers have nobody on a side; None if all have somebody on each."""
+    there: dict[str, set[Split]] = {}
+    for subject, (tracers, _) in strata.items():
+        for tracer in tracers:
+            there.setdefault(tracer, set()).add(sides[subject])
+    gaps = [
+        f"{tracer} has no subject in {' and none in '.join(missing)}"
+        for tracer in sorted(there)
+        if (missing := [side for side in SIDES if side not in there[tracer]])
+    ]
+    if not gaps:
+        return None
+    return f"warning: {'; '.join(gaps)}: add subjects, or give the split (--split-column)"

@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 
 import ganbert.data.row_images
 from ganbert.cli import app
-from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID, Grid
+from ganbert.config import GRIDS, TINY_MRI_GRID, TINY_PET_GRID, Grid
 from ganbert.data.index import Index, file_sha256, load_index
 from ganbert.data.layouts import LAYOUTS, Found, LayoutOptions
 from ganbert.data.nifti import read_cache, read_volume
+from ganbert.data.recast import RecastOptions
 from ganbert.errors import ConfigError, DatasetError, GanbertError, ImageError, OutputError
 from ganbert.prepare import prepare
 from tests.bids_tree import (
@@ -182,23 +183,34 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"seed": 1}, "seed 0"),
-        ({"pet_grid": COARSER}, "pet_grid"),
-        ({"mri_grid": COARSER}, "mri_grid"),
+        ({"seed": 1}, "--seed 1, found one made with --seed 0;"),
+        ({"pet_grid": COARSER}, "pet_grid .* mm, found one made with --size tiny;"),
+        ({"mri_grid": COARSER}, "mri_grid .* mm, found one made with --size tiny;"),
+        (
+            dict(zip(("mri_grid", "pet_grid"), GRIDS["demo"], strict=True)),
+            "--size demo, found one made with --size tiny;",
+        ),
+        ({"cached": False}, "--no-cache, found one made with --cache;"),
+        (
+            {"recast": RecastOptions("as-is", "SUVR", ("pons", "cerebellum"))},
+            "--unit SUVR, --reference-region pons --reference-region cerebellum, "
+            "found one made with no --unit, no --reference-region;",
+        ),
+        ({"pairing": LayoutOptions(30)}, "--max-days 30, found one made with --max-days 365;"),
     ],
 )
 def test_other_options_in_the_same_folder_are_named(
     changes: dict[str, Any], name: str, tree: Path, prepared: Path
 ) -> None:
     before = contents(prepared)
-    with pytest.raises(OutputError, match=f"a cache made with {name}"):
+    with pytest.raises(OutputError, match=f"expected a folder made with {name}"):
         run(tree, prepared, **changes)
     assert contents(prepared) == before
 
 
 def test_another_dataset_in_the_same_folder_is_refused(prepared: Path, tmp_path: Path) -> None:
     write_tree(tmp_path, 1)
-    with pytest.raises(OutputError, match="a cache made with dataset"):
+    with pytest.raises(OutputError, match="found one made with dataset"):
         run(tmp_path, prepared)
 
 
@@ -257,7 +269,7 @@ def test_another_layout_in_the_same_folder_is_named(
     tree: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(LAYOUTS, "other", LAYOUTS["bids"])
-    with pytest.raises(OutputError, match="a cache made with layout bids"):
+    with pytest.raises(OutputError, match="--layout other, found one made with --layout bids"):
         run(tree, prepared, layout="other")
     with pytest.raises(ConfigError, match="one of bids, adni, table, other"):
         run(tree, prepared, layout="nonsense")

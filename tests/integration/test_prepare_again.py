@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,21 @@ def test_a_copy_of_the_dataset_is_not_done_again(place: Place, read: list[str]) 
     times = [time_ns for _, _, time_ns in record(out, "01")["recipe"]["inputs"]]
     assert times == [10**18 + n for n in range(3)]
     assert before.keys() == after.keys()
+
+
+def test_what_was_kept_and_what_was_made_is_said(place: Place) -> None:
+    table, out = place
+
+    def said() -> list[str]:
+        text = StringIO()
+        run(table, out, console=Console(file=text))
+        return [line for line in text.getvalue().splitlines() if "rows made" in line]
+
+    assert said() == ["0 rows made, 3 kept from before"]
+    change_a_voxel(table.parent / "02_pet.img", keep_time=False)
+    assert said() == ["1 rows made, 2 kept from before"]
+    shutil.rmtree(out)
+    assert said() == ["3 rows made"]
 
 
 def test_what_counts_as_unchanged_is_not_opened(
@@ -268,3 +285,46 @@ def test_killed_with_its_workers_it_goes_on_to_the_same_end(
     run(table, out)
     run(table, tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_two_at_once_do_not_get_in_each_others_way(tmp_path: Path, repository: Path) -> None:
+    table, out = write_table(tmp_path / "data", 8), tmp_path / "out"
+    command = [sys.executable, "-m", "ganbert.cli", "prepare", str(table), str(out)]
+    command += ["--layout", "table", "--size", "tiny", "--jobs", "1"]
+    first = subprocess.Popen(command, cwd=repository, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while first.poll() is None and not list(out.glob("cache/*_pet.nii*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    first.send_signal(signal.SIGSTOP)  # in the middle of its work
+    before = contents(out)
+    second = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    (line,) = second.stderr.splitlines()
+    assert "out: expected a folder that no other `ganbert prepare` works in, found" in line
+    assert contents(out) == before
+    first.send_signal(signal.SIGCONT)
+    assert first.wait() == 0
+    run(table, tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_failure_leaves_no_lock_in_a_folder_that_was_new(existed: bool, tmp_path: Path) -> None:
+    table, out = write_table(tmp_path / "data", 1), tmp_path / "out"
+    (tmp_path / "data/01_T1w.nii").write_bytes(b"")
+    if existed:
+        out.mkdir()
+    with pytest.raises(ImageError):
+        run(table, out)
+    assert out.exists() == existed
+    # The header is sound, so that it fails in the folder; and there may be a lock that was left.
+    nib.Nifti1Image(np.ones((8, 8, 8), np.float32), affine()).to_filename(
+        tmp_path / "data/01_T1w.nii"
+    )
+    if existed:
+        (out / ".lock").touch()
+    with pytest.raises(ImageError, match="contrast"):
+        run(table, out)
+    assert out.exists() == existed
+    assert not existed or not list(out.iterdir())

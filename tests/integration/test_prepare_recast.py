@@ -197,7 +197,7 @@ def test_a_mask_elsewhere_is_named_with_the_pet(tmp_path: Path) -> None:
 def test_another_rule_in_the_same_folder_is_named(rule: str, tmp_path: Path) -> None:
     bids = write_tree(tmp_path / "bids", 1)
     run(bids, tmp_path / "out")
-    with pytest.raises(OutputError, match="a cache made with frames as-is"):
+    with pytest.raises(OutputError, match="found one made with --frames as-is"):
         run(bids, tmp_path / "out", frames=rule)
-    with pytest.raises(OutputError, match="a cache made with unit None"):
+    with pytest.raises(OutputError, match="--unit SUVR, found one made with no --unit"):
         run(bids, tmp_path / "out", unit="SUVR")

@@ -37,6 +37,11 @@ def run(bids: Path, out: Path, **changes: Any) -> tuple[Index, str]:
     return prepare(bids, out, **options).index, said.getvalue()
 
 
+def split_line(said: str) -> str:
+    (line,) = [line for line in said.splitlines() if line.startswith("split ")]
+    return line
+
+
 def by_column(name: str, **options: Any) -> dict[str, Any]:
     return {"pairing": LayoutOptions(split_column=name), **options}
 
@@ -85,7 +90,7 @@ def test_no_subject_changes_sides_when_others_come(
     index, said = run(bids, out)
     before = sides_of(index)
     assert len(index.rows) == 12
-    assert said.splitlines()[-1] == (
+    assert split_line(said) == (
         "split 2/1/1 subjects (train/val/test), stratified by tracer and diagnosis (3 strata)"
     )
 
@@ -95,7 +100,7 @@ def test_no_subject_changes_sides_when_others_come(
     assert len(after) == 8
     assert {name: after[name] for name in before} == before
     assert sorted(after.values()).count("test") == 2
-    assert said.splitlines()[-1].endswith("; sides kept from before: 4")
+    assert split_line(said).endswith("; sides kept from before: 4")
     lines = [(line["participant_id"], line["split"]) for line in read_tsv(out / "split.tsv")]
     assert lines == sorted((f"sub-{name}", side) for name, side in after.items())
 
@@ -133,7 +138,7 @@ def test_another_folder_takes_the_sides_of_a_first_one(six: Path, tmp_path: Path
     after = sides_of(index)
     assert before | after == after | before
     assert set(after) == {"02", "03", "04", "05", "06", "07"}
-    assert said.splitlines()[-1].endswith("; sides kept from before: 5")
+    assert split_line(said).endswith("; sides kept from before: 5")
     # What was given is copied: the first folder may go, and sub-01 may come back.
     shutil.rmtree(first)
     write_tree(second, 8)
@@ -164,7 +169,7 @@ def test_a_column_of_the_participants_decides(six: Path, tmp_path: Path) -> None
     out = tmp_path / "out"
     index, said = run(six, out, **by_column("fold"))
     assert sides_of(index) == {"01": "train", "02": "test", "03": "val", "05": "val"}
-    assert said.splitlines()[-1] == "split 1/2/1 subjects (train/val/test), as column 'fold' says"
+    assert split_line(said) == "split 1/2/1 subjects (train/val/test), as column 'fold' says"
     report = {line["subject"]: line for line in read_tsv(out / "prepare-report.tsv")}
     for subject in ("04", "06"):  # n/a, and without a line
         assert report[subject]["status"] == "left out"
@@ -283,3 +288,14 @@ def test_the_options_of_the_command(six: Path, tmp_path: Path) -> None:
         assert isinstance(error, ConfigError)
         assert "participant_id, stage, fold" in str(error)
     assert not (tmp_path / "c").exists()
+
+
+def test_a_tracer_with_nobody_to_be_tested_on_is_said(tmp_path: Path) -> None:
+    write_cohort(tmp_path / "bids", (2, 4, 6))
+    assert "warning" not in run(tmp_path / "bids", tmp_path / "whole")[1]
+    write_pet(tmp_path / "bids", "06", "M00", **AV45)
+    index, said = run(tmp_path / "bids", tmp_path / "out")
+    side = next(row.split for row in index.rows if row.tracer == "AV45")
+    others = " and none in ".join(name for name in ("train", "val", "test") if name != side)
+    (line,) = [line for line in said.splitlines() if line.startswith("warning: ")]
+    assert line.startswith(f"warning: AV45 has no subject in {others}: ")

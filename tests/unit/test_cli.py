@@ -58,6 +58,7 @@ OPTIONS = {
         "--data",
         "--output",
         "--resume",
+        "--tracer",
         "--max-steps",
         "--num-gpus",
         "--master-port",
@@ -184,13 +185,26 @@ def test_train_starts_the_launcher_and_returns_its_code(monkeypatch: pytest.Monk
     monkeypatch.setattr("ganbert.launch.supervise", supervise)
     monkeypatch.setattr("ganbert.recipe.load_recipe", lambda path: None)
     monkeypatch.setattr("ganbert.data.index.load_index", lambda path: None)
+    monkeypatch.setattr("ganbert.data.index.training_tracer", lambda *given: given[2])
     monkeypatch.setenv("PATH", "/bin")
-    options = ["--config", "c", "--data", "d", "--output", "o", "--max-steps", "9"]
+    options = [
+        "--config",
+        "c",
+        "--data",
+        "d",
+        "--output",
+        "o",
+        "--max-steps",
+        "9",
+        "--tracer",
+        "FDG",
+    ]
     result = CliRunner().invoke(app, ["train", *options, "--num-gpus", "2", "--master-port", "7"])
     assert result.exit_code == 75, result.output
     [(command, environment)] = started
     assert Path(command[0]).name == "deepspeed"
     assert command[1:3] == ["--master_port=7", "--num_gpus=2"]
     assert Path(command[3]).parts[-2:] == ("ganbert", "train.py")
-    assert command[4:] == "--config c --data d --output o --resume auto --max-steps 9".split()
+    words = "--config c --data d --output o --resume auto --tracer FDG --max-steps 9"
+    assert command[4:] == words.split()
     assert str(Path(sys.executable).parent) in environment["PATH"].split(":")

@@ -18,7 +18,7 @@ FLOORS = (
     {"errors"},
     {"strict"},
     {"atomic", "config", "run_folder", "supervisor", "tables", "tracers", "weights_only"},
-    {"recipe"},
+    {"folder_lock", "recipe"},
     {"data", "models"},  # two columns that never see each other
     {
         "agreement",

@@ -162,3 +162,27 @@ def test_what_dali_says_is_used_where_a_second_look_sees_nothing(
     with pytest.raises(DatasetError, match=message) as caught:
         collect(loader)
     assert "\n" not in str(caught.value)
+
+
+def test_of_several_tracers_one_is_streamed(shared_cache: tuple[Path, Index]) -> None:
+    """Positions, epochs and shards are those of its rows alone."""
+    folder, index = shared_cache
+    marked = [
+        row.model_copy(update={"tracer": "AV45" if number % 2 else "FDG"})
+        for number, row in enumerate(index.rows)
+    ]
+    mixed = index.model_copy(update={"rows": tuple(marked)})
+    options: dict[str, Any] = {"tracer": "AV45", "micro_batch": 1, "num_micro_steps": 3}
+    assert len(mixed.select("train", "AV45")) == 3
+    per_rank = [
+        collect(load((folder, mixed), rank=rank, world_size=2, **options)) for rank in range(2)
+    ]
+    # Two epochs of three samples, over two ranks.
+    rows = [batch.rows[0] for pair in zip(*per_rank, strict=True) for batch in pair]
+    assert sorted(rows[:3]) == sorted(rows[3:]) == [0, 1, 2]
+    for batch in (*per_rank[0], *per_rank[1]):
+        assert batch.subjects == [("01", "03", "05")[batch.rows[0]]]
+    resumed = collect(
+        load((folder, mixed), **(options | {"start_micro_step": 2, "num_micro_steps": 1}))
+    )
+    assert resumed[0].rows == collect(load((folder, mixed), **options))[2].rows

@@ -8,10 +8,18 @@ import pytest
 
 from ganbert.config import GRIDS, ModelCard, RunConfig
 from ganbert.data.index import SCHEMA_VERSION, CachedImage, Index, Row, file_sha256, save_index
-from ganbert.errors import CheckpointError, DatasetError, OutputError
+from ganbert.errors import CheckpointError, ConfigError, DatasetError, OutputError
 from ganbert.recipe import Recipe
 from ganbert.run_folder import DESCRIPTION_NAME
-from ganbert.runs import Run, claim, describe_checkpoint, describe_run, plan_run, write_description
+from ganbert.runs import (
+    Run,
+    claim,
+    describe_checkpoint,
+    describe_run,
+    facts_for_all_ranks,
+    plan_run,
+    write_description,
+)
 
 IMAGE = CachedImage(
     path="cache/none.nii",
@@ -69,7 +77,13 @@ def data(tmp_path: Path) -> Path:
     return write_index(tmp_path / "data", row("01"), row("02"), test_row)
 
 
-def plan(data: Path, given: Recipe, resume_from: Path | None = None, world_size: int = 1) -> Run:
+def plan(
+    data: Path,
+    given: Recipe,
+    resume_from: Path | None = None,
+    world_size: int = 1,
+    tracer: str | None = None,
+) -> Run:
     output = data.parent / "run"
     return plan_run(
         given,
@@ -78,6 +92,7 @@ def plan(data: Path, given: Recipe, resume_from: Path | None = None, world_size:
         output=output,
         resume_from=resume_from,
         world_size=world_size,
+        tracer=tracer,
     )
 
 
@@ -113,15 +128,87 @@ def test_broken_index_is_refused(tmp_path: Path) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_two_tracers_are_refused(tmp_path: Path) -> None:
-    data = write_index(tmp_path / "data", row("01"), row("02", tracer="AV45"))
-    with pytest.raises(DatasetError, match="rows of one tracer, found AV45, FDG"):
-        plan(data, recipe())
+@pytest.fixture
+def two_tracers(tmp_path: Path) -> Path:
+    """Subjects with one of two tracers, which differ in unit and frame timing, or both."""
+    other: dict[str, Any] = {"tracer": "AV45", "unit": "SUV", "frame_start_s": (3000.0, 3300.0)}
+    rows = (row("01", **other), row("01"), row("02", **other), row("03"), row("04"))
+    return write_index(tmp_path / "data", *rows, row("05", **other, split="val"))
+
+
+def test_of_two_tracers_one_must_be_named(two_tracers: Path) -> None:
+    message = r"--tracer: expected one tracer to train on .*, found AV45, FDG; choose one with"
+    with pytest.raises(ConfigError, match=message) as caught:
+        plan(two_tracers, recipe())
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "tracer", "subjects", "unit"),
+    [("FDG", "FDG", ["01", "03", "04"], "SUVR"), ("florbetapir", "AV45", ["01", "02"], "SUV")],
+)
+def test_a_run_is_of_the_rows_of_its_tracer(
+    asked: str, tracer: str, subjects: list[str], unit: str, two_tracers: Path
+) -> None:
+    run = plan(two_tracers, recipe(), tracer=asked)
+    assert [r.subject for r in run.training_rows] == subjects
+    assert (run.tracer, run.card(1)["unit"]) == (tracer, unit)
+    assert run.card(1)["num_training_rows"] == len(subjects)
+    assert describe_run(run, 1, "CPU")["tracer"] == tracer
+    assert facts_for_all_ranks(run, 0)["tracer"] == tracer
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            "FGD",
+            r"--tracer: expected a tracer of .* \(AV45, FDG\), found 'FGD'; did you mean 'FDG'",
+        ),
+        ("AV1451", r"found 'AV1451'; did you mean 'AV45'\?"),
+        ("water", r"found 'water'; valid: AV45, FDG"),
+    ],
+)
+def test_a_tracer_that_is_not_there_is_named_with_those_that_are(
+    asked: str, message: str, two_tracers: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(two_tracers, recipe(), tracer=asked)
+
+
+def test_a_tracer_without_training_rows_is_refused(data: Path) -> None:
+    with pytest.raises(DatasetError, match="expected training rows of AV45, found none"):
+        plan(data, recipe(), tracer="AV45")
+
+
+def test_a_run_goes_on_with_its_own_tracer_alone(two_tracers: Path) -> None:
+    write_description(plan(two_tracers, recipe(), tracer="AV45"), 1, "CPU")
+    checkpoint = two_tracers.parent / "run/checkpoints/step-00000005"
+    assert plan(two_tracers, recipe(), checkpoint, tracer="av45").tracer == "AV45"
+    message = "tracer as in the run that is resumed: AV45, found FDG; give the same --tracer"
+    with pytest.raises(CheckpointError, match=message):
+        plan(two_tracers, recipe(), checkpoint, tracer="FDG")
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        ({"unit": "SUV"}, "FDG training rows of one unit, found SUV, SUVR"),
+        ({"frame_start_s": (0.0, 9.0)}, "FDG training rows of one frame timing, found"),
+    ],
+)
+def test_one_tracer_in_two_ways_is_refused(
+    odd: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    data = write_index(tmp_path / "data", row("01"), row("02", **odd), row("03", tracer="AV45"))
+    with pytest.raises(DatasetError, match=message):
+        plan(data, recipe(), tracer="FDG")
+    assert plan(data, recipe(intensity_ratio=0.1), tracer="AV45").tracer == "AV45"
 
 
 def test_no_training_rows_are_refused(tmp_path: Path) -> None:
     data = write_index(tmp_path / "data", row("01", split="test"))
-    with pytest.raises(DatasetError, match="found no training row"):
+    with pytest.raises(DatasetError, match="expected training rows, found none"):
         plan(data, recipe())
 
 

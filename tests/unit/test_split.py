@@ -14,6 +14,7 @@ from ganbert.data.split import (
     Counts,
     Stratum,
     check_can_train,
+    describe_gaps,
     describe_split,
     find_strata,
     parse_side,
@@ -267,3 +268,15 @@ def test_what_is_said_of_a_split(strata: list[Stratum], said: str) -> None:
     assert known == f"{line}; sides kept from before: 2"
     given_by = describe_split(sides, by_name, num_known=3, column="fold")
     assert given_by == "split 1/1/1 subjects (train/val/test), as column 'fold' says"
+
+
+def test_tracers_with_nobody_on_a_side_are_said_in_one_line() -> None:
+    both, fdg, tau = (("AV45", "FDG"), "b"), (("FDG",), "secret"), (("AV1451",), "")
+    sides = dict(zip(numbered(5), ("train", "val", "test", "train", "train"), strict=True))
+    strata = dict(zip(numbered(5), (both, fdg, both, tau, fdg), strict=True))
+    assert describe_gaps(sides, strata) == (
+        "warning: AV1451 has no subject in val and none in test; AV45 has no subject in val: "
+        "add subjects, or give the split (--split-column)"
+    )
+    whole = dict.fromkeys(strata, both)
+    assert describe_gaps(sides, whole) is None

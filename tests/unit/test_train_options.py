@@ -21,6 +21,7 @@ def test_required_options_are_enough() -> None:
     assert options.output == Path("run")
     assert options.resume == "auto"
     assert options.max_steps is None
+    assert options.tracer is None
 
 
 def test_launchers_own_option_is_accepted() -> None:
@@ -28,8 +29,8 @@ def test_launchers_own_option_is_accepted() -> None:
 
 
 def test_other_options_are_read() -> None:
-    options = parse_options([*REQUIRED, "--resume", "none", "--max-steps", "7"])
-    assert (options.resume, options.max_steps) == ("none", 7)
+    options = parse_options([*REQUIRED, "--resume", "none", "--max-steps", "7", "--tracer", "FDG"])
+    assert (options.resume, options.max_steps, options.tracer) == ("none", 7, "FDG")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,64 @@
+"""One process writes into a folder: `train` into RUN, `prepare` into OUT.
+
+A lock of the kernel (flock) on FOLDER/.lock. It ends with its process, however that ends; the file
+says nothing by being there.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from ganbert.atomic import make_folder, output_error
+from ganbert.errors import OutputError
+
+LOCK_NAME = ".lock"
+# Of file systems that have no locks, such as Lustre mounted with noflock.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+
+
+@contextlib.contextmanager
+def held(folder: Path, *, expected: str, remedy: str) -> Iterator[None]:
+    """Make a folder, and hold it: no other process may hold it at the same time.
+
+    Where the file system has no locks, nobody is kept out. Who holds it may remove `.lock`.
+
+    Parameters
+    ----------
+    expected, remedy : what the error says
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written, or another process holds it.
+    """
+    make_folder(folder)
+    while True:
+        try:
+            lock = (folder / LOCK_NAME).open("w")
+        except OSError as error:
+            raise output_error(folder, error) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                found = "another process that holds it"
+                raise OutputError(folder, expected=expected, found=found, remedy=remedy) from error
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise output_error(folder, error) from error
+            if _is_still(folder / LOCK_NAME, lock):
+                yield
+                return
+        # Who held it has removed the file meanwhile: the lock is on one that nobody else finds.
+        make_folder(folder)
+
+
+def _is_still(file: Path, lock: TextIO) -> bool:
+    try:
+        return os.path.samestat(os.stat(file), os.fstat(lock.fileno()))
+    except FileNotFoundError:
+        return False

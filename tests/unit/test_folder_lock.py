@@ -1,0 +1,71 @@
+"""One process at a time: what is held, what is not, and what a lock that was removed is worth."""
+
+import errno
+import fcntl
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ganbert.errors import OutputError
+from ganbert.folder_lock import LOCK_NAME, held
+
+WORDS = {"expected": "a free folder", "remedy": "wait"}
+
+
+def test_a_second_one_is_told_and_the_next_one_is_not(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    with held(folder, **WORDS):
+        message = "new: expected a free folder, found another process that holds it; wait"
+        with pytest.raises(OutputError, match=message), held(folder, **WORDS):
+            pass
+    with held(folder, **WORDS):
+        pass
+
+
+def test_a_file_that_was_left_behind_holds_nobody_up(tmp_path: Path) -> None:
+    (tmp_path / LOCK_NAME).touch()
+    with held(tmp_path, **WORDS):
+        pass
+
+
+@pytest.mark.parametrize("whole_folder", [False, True])
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(
+    whole_folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who held the folder cleans up between the second one's opening and locking of the file."""
+    folder, lock, calls = tmp_path / "folder", fcntl.flock, []
+
+    def late(*given: Any) -> None:
+        calls.append(given)
+        if len(calls) == 1:
+            (folder / LOCK_NAME).unlink()
+            if whole_folder:
+                folder.rmdir()
+        lock(*given)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with held(folder, **WORDS):
+        assert (folder / LOCK_NAME).exists()
+        with pytest.raises(OutputError), held(folder, **WORDS):
+            pass
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("number", "passes"), [(errno.ENOSYS, True), (errno.ENOLCK, True), (errno.EIO, False)]
+)
+def test_a_file_system_without_locks_keeps_nobody_out(
+    number: int, passes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    if passes:
+        with held(tmp_path, **WORDS):
+            pass
+        return
+    with pytest.raises(OutputError, match="expected a place that can be written, found no"):
+        with held(tmp_path, **WORDS):
+            pass

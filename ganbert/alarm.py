@@ -219,27 +219,27 @@ class Alarm:
     def _speak_for(self, cause: Cause) -> None:
         _end_anyway(cause.code)
         self._heard.set()
-        if self._may_speak():
-            say_error(f"rank {cause.rank}: {cause.text}")
+        self._speak_once(lambda: say_error(f"rank {cause.rank}: {cause.text}"))
 
     def _fail(self, error: BaseException, connection: socket.socket) -> None:
         """Say what happened here, tell the others, and wait for `_listen` to end the process."""
         cause = Cause.of(self._rank, error)
         follows = _may_follow(error) and self._heard.wait(_NEWS_SECONDS)
-        if not follows and self._may_speak():
+        if not follows:
             _end_anyway(cause.code)
             if isinstance(error, GanbertError | KeyboardInterrupt):
-                say_error(cause.text)
+                self._speak_once(lambda: say_error(cause.text))
             else:
-                traceback.print_exception(error)
+                self._speak_once(lambda: traceback.print_exception(error))
         _send(connection, "failed", asdict(cause))
         threading.Event().wait()
 
-    def _may_speak(self) -> bool:
-        """Whether this process has not said a cause yet; from now on it has."""
+    def _speak_once(self, say: Callable[[], None]) -> None:
+        """Say a cause, unless this process has; return when it is said, by whichever thread."""
         with self._lock:
-            has_spoken, self._has_spoken = self._has_spoken, True
-        return not has_spoken
+            if not self._has_spoken:
+                self._has_spoken = True
+                say()
 
     def _act(self) -> None:
         for action in reversed(self._actions):

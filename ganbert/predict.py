@@ -109,7 +109,7 @@ def find_export(path: Path) -> Path:
             return folder
     if (path / DESCRIPTION_NAME).exists() or (path / "checkpoints").is_dir():
         found = "a run that has exported no generator yet"
-        remedy = "train it further, or let it finish: the export is written at the end"
+        remedy = "train it further to its end, or write one of a checkpoint with `ganbert export`"
         raise CheckpointError(path, expected=expected, found=found, remedy=remedy)
     raise CheckpointError(path, expected=expected, found="neither", remedy=remedy)
 

@@ -29,10 +29,22 @@ def missing() -> str | None:
     lacking = [name for name in _NEEDED if shutil.which(name, path=_PATH) is None]
     if lacking:
         return f"not installed: {', '.join(lacking)} (iproute2, openssh-server, pdsh)"
-    probe = f"gprobe{os.getpid()}"
-    if subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False).returncode:
-        return "no right to make network namespaces here"
-    _ip("netns", "del", probe)
+    return _forbidden()
+
+
+def _forbidden() -> str | None:
+    """Say what of a host the kernel does not let us make, or None."""
+    probe = f"g{os.getpid():07d}sw"
+    try:
+        _ip("netns", "add", probe)
+        _ip("-n", probe, "link", "add", "br0", "type", "bridge")
+        _ip("-n", probe, "link", "add", "one", "type", "veth", "peer", "name", "two")
+        _ip("netns", "exec", probe, "unshare", "--uts", "hostname", "probe")
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode(errors="replace").strip()
+        return f"no right to make network namespaces here: {said}"
+    finally:
+        subprocess.run(["ip", "netns", "del", probe], capture_output=True, check=False)
     return None
 
 

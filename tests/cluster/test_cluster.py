@@ -25,8 +25,9 @@ ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).parents[1] / "data" / "recipe_tiny"
 BIN = Path(sys.executable).parent
 PORT, METRICS_PORT = 29500, 9808
-DEADLINE_SECONDS = 300
+DEADLINE_SECONDS = 400
 NODE_TIMEOUT_SECONDS = 15
+STEPS = 8
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -37,7 +38,7 @@ def recipe(tmp_path: Path) -> Path:
     folder.mkdir()
     run = {
         "base": os.path.relpath(TINY, folder),
-        "max_steps": 12,
+        "max_steps": STEPS,
         "metrics_port": METRICS_PORT,
         "log_samples": True,
         "node_timeout_seconds": NODE_TIMEOUT_SECONDS,
@@ -58,17 +59,17 @@ def environment() -> dict[str, str]:
 
 
 def each_node_itself(
-    hosts: Cluster, recipe: Path, prepared: Path, run: Path, *more: object
+    hosts: Cluster, num: int, recipe: Path, prepared: Path, run: Path, *more: object
 ) -> list[subprocess.Popen[str]]:
-    """Start the command on every node, as an Indexed Job of Kubernetes does."""
+    """Start the command on each of the first nodes, as an Indexed Job of Kubernetes does."""
     return [
         hosts.start(
             host, BIN / "deepspeed", "--hostfile", hosts.hostfile(), "--no_ssh",
-            "--num_nodes", NUM_HOSTS, "--node_rank", host, "--master_addr", hosts.names[0],
+            "--num_nodes", num, "--node_rank", host, "--master_addr", hosts.names[0],
             "--master_port", PORT, *train_options(recipe, prepared, run), *more,
             environment=environment(),
         )
-        for host in range(NUM_HOSTS)
+        for host in range(num)
     ]  # fmt: skip
 
 
@@ -96,7 +97,7 @@ def scrape(hosts: Cluster, host: int) -> str:
 def check_trained(run: Path, prepared: Path) -> None:
     """Eight ranks, disjoint shards, every image once an epoch, one checkpoint."""
     samples = read_samples(run)
-    num_micro_steps = 12 * 2
+    num_micro_steps = STEPS * 2  # accumulation
     assert sorted(samples) == list(range(num_micro_steps))
     order = [row for step in sorted(samples) for rank in range(8) for row in samples[step][rank]]
     for at_once in samples.values():
@@ -110,7 +111,7 @@ def check_trained(run: Path, prepared: Path) -> None:
         taken = Counter(order[epoch * num_rows : (epoch + 1) * num_rows])
         assert taken == Counter(range(num_rows)), f"epoch {epoch}"
     (checkpoint,) = list_checkpoints(run)
-    assert json.loads((checkpoint / "state.json").read_text())["step"] == 12
+    assert json.loads((checkpoint / "state.json").read_text())["step"] == STEPS
     assert (run / "export" / "generator.safetensors").is_file()
 
 
@@ -158,14 +159,15 @@ def test_over_ssh_and_pdsh(hosts: Cluster, recipe: Path, prepared: Path, tmp_pat
 
 
 @pytest.mark.usefixtures("processes_end")
-@pytest.mark.parametrize("lost", [5, 0], ids=["another node", "the node of rank 0"])
+@pytest.mark.parametrize("lost", [2, 0], ids=["another node", "the node of rank 0"])
 def test_node_that_is_lost_ends_the_job_and_is_named(
     hosts: Cluster, recipe: Path, prepared: Path, tmp_path: Path, lost: int
 ) -> None:
     run = tmp_path / "run"
-    processes = each_node_itself(hosts, recipe, prepared, run, "--max-steps", 100000)
+    num = 4  # half of the nodes, for half of the time
+    processes = each_node_itself(hosts, num, recipe, prepared, run, "--max-steps", 100000)
     wait_for_step(run, 2, processes)
-    here = [host for host in range(NUM_HOSTS) if host != lost]
+    here = [host for host in range(num) if host != lost]
     pids = [pid for host in here for pid in hosts.processes(host)]
     ranks = [pid for pid in pids if is_rank(pid)]
     assert len(ranks) == len(here)
@@ -191,6 +193,7 @@ def test_started_by_each_node_itself(
     hosts: Cluster, recipe: Path, prepared: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    results = finish_all(each_node_itself(hosts, recipe, prepared, run), DEADLINE_SECONDS)
+    processes = each_node_itself(hosts, NUM_HOSTS, recipe, prepared, run)
+    results = finish_all(processes, DEADLINE_SECONDS)
     assert [code for code, _ in results] == [0] * NUM_HOSTS, results[0][1]
     check_trained(run, prepared)

@@ -21,9 +21,9 @@ from ganbert.weights_only import load_plain
 from tests.saved_checkpoints import room_for
 from tests.saved_engines import assert_same
 
-from .test_two_engines import _steps, engines_with, recipe_with, same_weights, world
+from .test_two_engines import _steps, engines_with, recipe_with, same_weights
 
-__all__ = ["world"]  # a fixture of this module too
+pytestmark = pytest.mark.usefixtures("world_of_one")
 STATE = TrainingState(step=2, samples_seen=4, index_sha256="0" * 64, seed=0)
 PRECISIONS = ({}, {"bf16": {"enabled": True}})
 KINDS = list(itertools.product((0, 1), PRECISIONS))
@@ -129,7 +129,7 @@ def test_classes_that_are_let_in_only_hold_data() -> None:
 def test_a_dynamic_loss_scale_comes_back(tmp_path: Path) -> None:
     # fp16 needs a GPU; what it keeps does not.
     scaler = DynamicLossScaler(
-        init_scale=2.0**9, scale_factor=2.0, scale_window=7, min_scale=1.0, delayed_shift=2,
+        init_scale=2.0**9, scale_window=7, min_scale=1.0, delayed_shift=2,
         consecutive_hysteresis=False, raise_error_at_min_scale=True, dtype=torch.float16,
     )  # fmt: skip
     scaler.update_scale(overflow=True)

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from ganbert.checkpoint_files import list_checkpoints
+from ganbert.checkpoint_files import find_damage, list_checkpoints
 from tests.saved_engines import assert_same, engines_of
 
 from .conftest import RECIPE, Launch, free_port
@@ -36,11 +36,12 @@ def recipe(tmp_path: Path) -> Path:
     return folder
 
 
-def cut_in_half(whole: Path, cut: Path) -> Path:
-    """The run as it was at its first checkpoint."""
+def damage_last(whole: Path, cut: Path) -> Path:
+    """The run with its last checkpoint torn: a rank's part of an optimiser is half."""
     shutil.copytree(whole, cut)
     _, last = list_checkpoints(cut)
-    shutil.rmtree(last)
+    part = sorted(last.glob("generator/engine/*zero_pp_rank_1_*"))[0]
+    os.truncate(part, part.stat().st_size // 2)
     shutil.rmtree(cut / "export")
     return cut
 
@@ -57,9 +58,15 @@ def test_a_partitioned_run_resumes_on_as_many_ranks_to_the_weights_of_an_undistu
     parts = list(list_checkpoints(whole)[0].glob("*/engine/*zero_pp_rank_*optim_states.pt"))
     assert len(parts) == 4, "two networks, two ranks"
 
-    cut = cut_in_half(whole, tmp_path / "cut")
+    cut = damage_last(whole, tmp_path / "cut")
     code, output = finish(launch(*options, cut))
     assert code == 0, output
+    first, last = (folder.name for folder in list_checkpoints(cut))
+    (warning,) = [line for line in output.splitlines() if line.startswith("warning: ")]
+    assert warning.startswith(f"warning: checkpoint {last} is damaged (generator/engine/")
+    assert warning.endswith(f"); going on from {first}")
+    assert (cut / "checkpoints" / f"{last}.damaged").is_dir()
+    assert find_damage(cut / "checkpoints" / last) is None
     expected, actual = weights_of(whole), weights_of(cut)
     assert expected.keys() == actual.keys()
     assert all(bool((expected[name] == actual[name]).all()) for name in expected)

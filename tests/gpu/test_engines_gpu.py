@@ -7,16 +7,17 @@ import torch
 
 from ganbert.recipe import Recipe
 from ganbert.steps import discriminator_step, generator_step
+from tests.distributed.conftest import world_of_one
 from tests.distributed.test_two_engines import (
     engines_with,
     masks_for,
     random_batch,
     recipe_with,
     with_learning_rates,
-    world,
 )
 
-__all__ = ["world"]  # the process group, used by every test here
+__all__ = ["world_of_one"]
+pytestmark = pytest.mark.usefixtures("world_of_one")
 
 FP16 = {"fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 8}}
 BF16 = {"bf16": {"enabled": True}}

@@ -191,7 +191,7 @@ def test_a_report_that_cannot_be_written_is_not_there(
     monkeypatch.setattr("ganbert.data.refusals.write_tsv", fill_the_disk)
     with pytest.raises(OutputError, match="No space left"):
         run(bids, out)
-    assert sorted(path.name for path in out.iterdir()) == ["cache", "prepare.json"]
+    assert sorted(path.name for path in out.iterdir()) == [".lock", "cache", "prepare.json"]
 
 
 def test_an_inherited_sidecar_that_nobody_can_read_is_an_error(tmp_path: Path) -> None:

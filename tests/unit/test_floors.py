@@ -26,6 +26,7 @@ FLOORS = (
         "checkpoint_files",
         "engine_config",
         "engine_files",
+        "loss_scale",
         "losses",
         "metrics",
         "model_card",

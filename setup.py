@@ -58,6 +58,7 @@ setup(
         "dev": [
             "pytest>=9.0",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff>=0.12",
             "mypy>=1.15",

@@ -19,6 +19,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 TESTS = Path(__file__).parent
 FOLDERS = ("unit", "numerics", "integration", "distributed", "cluster", "chaos", "gpu", "browser")
+# Where slow tests take the whole machine (ranks, hosts, browsers): one of them at a time, beside
+# those that take one core.
+WHOLE_MACHINE = ("distributed", "cluster", "chaos", "gpu", "browser")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -50,6 +53,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if folder not in FOLDERS:
             raise pytest.UsageError(f"{item.path}: tests stand in one of {', '.join(FOLDERS)}")
         item.add_marker("unit" if folder == "numerics" else folder)
+        # The tests of a file share what its fixtures made.
+        is_heavy = folder in WHOLE_MACHINE and item.get_closest_marker("slow") is not None
+        group = "whole machine" if is_heavy else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
         if folder in REQUIREMENTS:
             if folder not in missing:
                 missing[folder] = REQUIREMENTS[folder]()

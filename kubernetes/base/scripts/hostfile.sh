@@ -6,6 +6,8 @@
 #   POD_IP                         this pod's address
 #   GANBERT_HOSTFILE               where to (default: /job/hostfile)
 set -euo pipefail
+# The first process of a container gets no signal that it does not ask for. 143: nothing to save.
+trap 'exit 143' TERM
 
 fail() {
     echo "ganbert: error: $*" >&2

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Copies a prepared folder to the node's disk, whole or not at all:  stage.sh FROM TO
 set -euo pipefail
+trap 'exit 143' TERM
 from=${1:?} to=${2:?}
 if [[ ! -e $from/index.json ]]; then
     echo "ganbert: error: $from: expected the output of \`ganbert prepare\`, found no index.json;" \

@@ -3,6 +3,7 @@
 #   JOB_COMPLETION_INDEX   number of this pod
 #   GANBERT_DATA_FOLDER    where to (default: /data)
 set -euo pipefail
+trap 'exit 143' TERM
 data=${GANBERT_DATA_FOLDER:-/data}
 
 if [[ ${JOB_COMPLETION_INDEX:?} == 0 && ! -e $data/ready ]]; then

@@ -189,11 +189,12 @@ def test_files_of_a_command_are_mounted(documents: list[Document]) -> None:
         for container in pod.containers:
             words = [*expanded(container, {}), *environment(container).values()]
             probe = container.get("livenessProbe", {}).get("exec", {}).get("command", [])
-            for path in re.findall(
-                r"(?:^|[ =])(/(?!usr/)[\w./-]+)", "\n".join(words + probe), re.M
-            ):
-                if path in ("/etc/mpi/hostfile", "/healthz"):  # the operator's mount
+            text = "\n".join(words + probe)
+            for path in re.findall(r"(?:^|[ =])(/(?!usr/)[\w./-]+)", text, re.MULTILINE):
+                if path == "/etc/mpi/hostfile":  # the operator's mount
                     continue
+                if container["name"] == "launcher" and path.startswith(("/data", "/runs")):
+                    continue  # for the ranks, in the workers
                 mount = mount_of(container, path)
                 assert mount is not None, f"{pod.owner} {container['name']}: {path}"
                 check_file(documents, pod, mount, path)

@@ -1,11 +1,11 @@
 """Liveness: does this training stand still, or is it only slow?
 
-Runs beside the ranks every minute (livenessProbe of base/job.yaml), with the standard library alone.
-A sign of life is any change of `ganbert_step`, `ganbert_steps_total` or the count of checkpoints on
-the /metrics that the first rank of this node serves. What "still" means follows from the run itself:
-no sign for 20 mean steps and 5 mean checkpoints, and never less than --floor seconds, so that a
-recipe with slow steps needs no other number. Before the first answer (ranks meet, operations
-compile, data are checked) only --start ends it.
+Runs beside the ranks every minute (livenessProbe of base/job.yaml), with the standard library
+alone. A sign of life is any change of `ganbert_step`, `ganbert_steps_total` or the count of
+checkpoints on the /metrics that the first rank of this node serves. What "still" means follows from
+the run itself: no sign for 20 mean steps and 5 mean checkpoints, never less than --floor seconds,
+so that a recipe with slow steps needs no other number. Before the first answer (ranks meet,
+operations compile, data are checked) only --start ends it.
 
 Exit code 1: it stands still; 0 otherwise.
 """

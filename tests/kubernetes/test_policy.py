@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ganbert.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from ganbert.errors import EXIT_INTERRUPTED, EXIT_SOME_REFUSED, EXIT_USER_ERROR
 
 from .manifests import (
     KUBERNETES,
@@ -158,6 +158,8 @@ def test_a_jobset_starts_all_pods_anew(target: str) -> None:
 def test_a_bad_share_of_inference_leaves_the_others_alone() -> None:
     job = job_spec("overlays/infer")
     assert action(job, EXIT_USER_ERROR) == "FailIndex"
+    assert action(job, EXIT_SOME_REFUSED) == "FailIndex"
+    assert action(job, 1) == "Count"
     assert "backoffLimitPerIndex" in job  # or FailIndex is refused
 
 

@@ -14,19 +14,20 @@ fail() {
     exit 2
 }
 
-for name in GANBERT_NODES GANBERT_SLOTS; do
-    [[ ${!name:-} =~ ^[1-9][0-9]*$ ]] ||
-        fail "$name: expected a positive number, found '${!name:-}'; set it in ganbert-size"
+nodes=${GANBERT_NODES:-} slots=${GANBERT_SLOTS:-}
+for number in "GANBERT_NODES: $nodes" "GANBERT_SLOTS: $slots"; do
+    [[ $number =~ :\ [1-9][0-9]*$ ]] ||
+        fail "${number%: *}: expected a positive number, found '${number#*: }'; set it in ganbert-size"
 done
 [[ ${GANBERT_HOSTS:?} == *INDEX* ]] ||
     fail "GANBERT_HOSTS: expected a name with INDEX in it, found '$GANBERT_HOSTS'"
 
 hosts=()
-for ((k = 0; k < GANBERT_NODES; k++)); do
+for ((k = 0; k < nodes; k++)); do
     hosts+=("${GANBERT_HOSTS/INDEX/$k}")
 done
 hostfile=${GANBERT_HOSTFILE:-/job/hostfile}
-printf "%s slots=$GANBERT_SLOTS\n" "${hosts[@]}" >"$hostfile"
+printf "%s slots=$slots\n" "${hosts[@]}" >"$hostfile"
 
 address_of() { getent ahosts "$1" | awk 'NR == 1 { print $1 }'; }
 
@@ -45,4 +46,4 @@ for host in "${hosts[@]}"; do
         waiting=$((waiting + 2))
     done
 done
-echo "ganbert: $GANBERT_NODES nodes of $GANBERT_SLOTS ranks:" "${hosts[@]}"
+echo "ganbert: $nodes nodes of $slots ranks:" "${hosts[@]}"

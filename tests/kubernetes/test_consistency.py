@@ -12,7 +12,18 @@ from ganbert.cli import app
 from ganbert.recipe import load_recipe
 from ganbert.train import parse_options
 
-from .manifests import ROOT, Document, Pod, environment, expanded, find, pods, render, walk
+from .manifests import (
+    KUBERNETES,
+    ROOT,
+    Document,
+    Pod,
+    environment,
+    expanded,
+    find,
+    pods,
+    render,
+    walk,
+)
 
 IN_IMAGE = Path("/opt/ganbert")  # its working folder
 COMPONENT = "app.kubernetes.io/component"
@@ -169,6 +180,9 @@ def test_what_a_pod_names_is_there(documents: list[Document]) -> None:
         for volume in volumes.values():
             if "configMap" in volume:
                 find(documents, "ConfigMap", volume["configMap"]["name"])
+            if "secret" in volume:  # made by the user, by the command in the comment and README.md
+                name = volume["secret"]["secretName"]
+                assert f"create secret generic {name} " in (KUBERNETES / "README.md").read_text()
             if "persistentVolumeClaim" in volume:
                 claim = volume["persistentVolumeClaim"]["claimName"]
                 find(documents, "PersistentVolumeClaim", claim)
@@ -244,7 +258,7 @@ def test_labels_are_the_recommended_ones(documents: list[Document]) -> None:
     for pod in pods(documents):
         assert pod.labels["app.kubernetes.io/name"] == "ganbert"
         assert pod.labels["app.kubernetes.io/component"] in {
-            "training", "prepare", "inference", "serve", "launcher",
+            "training", "prepare", "inference", "serve", "launcher", "read",
         }  # fmt: skip
 
 
@@ -285,3 +299,20 @@ def test_mpijob_speaks_ssh_on_one_port_with_the_operators_keys() -> None:
     assert f"'tcpSocket': {{'port': {port}}}" in text
     opened = find(documents, "NetworkPolicy", "from-launcher")["spec"]["ingress"][0]["ports"]
     assert opened == [{"port": port, "protocol": "TCP"}]
+
+
+def test_the_service_has_the_time_that_it_promises() -> None:
+    documents = render("overlays/serve")
+    (pod,) = pods(documents)
+    (container,) = pod.containers
+    (drain,) = [word for word in container["command"] if word.startswith("--drain-seconds=")]
+    stop = container["lifecycle"]["preStop"]["exec"]["command"]
+    needed = int(drain.partition("=")[2]) + int(stop[1])
+    assert pod.spec["terminationGracePeriodSeconds"] > needed
+    (port,) = container["ports"]
+    assert f"--port={port['containerPort']}" in container["command"]
+    assert "replicas" not in find(documents, "Deployment")["spec"]  # the autoscaler's
+    scaled = find(documents, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]
+    assert scaled["name"] == find(documents, "Deployment")["metadata"]["name"]
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["port"] == port["name"]

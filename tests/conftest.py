@@ -19,7 +19,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 TESTS = Path(__file__).parent
 FOLDERS = (
-    "unit", "numerics", "integration", "distributed", "cluster", "chaos", "kubernetes", "gpu", "browser"
+    "unit", "numerics", "integration", "distributed", "cluster", "chaos", "kubernetes", "gpu",
+    "browser",
 )  # fmt: skip
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

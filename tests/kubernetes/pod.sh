@@ -18,6 +18,7 @@ for name in bin sbin lib lib32 lib64 libx32 usr dev sys; do
     fi
 done
 cp -a /etc "$root/etc" # a copy: volumes are mounted in it
+echo "ganbert:x:$user:$user::/tmp:/bin/bash" >>"$root/etc/passwd" # as in the image
 mkdir "$root/proc"
 mount -t proc proc "$root/proc"
 while IFS=$'\t' read -r mode from to; do

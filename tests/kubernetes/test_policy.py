@@ -1,10 +1,12 @@
 """What a cluster's guards would say, and what becomes of a Job when its pods fail."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ganbert.errors import EXIT_INTERRUPTED, EXIT_SOME_REFUSED, EXIT_USER_ERROR
 
@@ -15,6 +17,7 @@ from .manifests import (
     Pod,
     environment,
     find,
+    kubectl,
     pods,
     render,
     rendered_text,
@@ -137,6 +140,29 @@ def test_a_crash_of_all_pods_does_not_spend_the_job(target: str) -> None:
     assert "backoffLimit" not in job
     assert job["backoffLimitPerIndex"] == accidents
     assert job["maxFailedIndexes"] == 0
+
+
+def test_lost_pods_can_be_replaced_at_once(tmp_path: Path) -> None:
+    """Kubernetes allows no podFailurePolicy beside TerminatingOrFailed."""
+    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    mine = tmp_path / "kubernetes" / "overlays" / "mine"
+    mine.mkdir()
+    lines = ["resources: [../../base]", "components: [../../components/replace-lost-pods]"]
+    (mine / "kustomization.yaml").write_text("\n".join(lines))
+    done = subprocess.run(
+        [str(kubectl()), "kustomize", mine], capture_output=True, text=True, check=True
+    )
+    job = find(list(yaml.safe_load_all(done.stdout)), "Job")["spec"]
+    assert job["podReplacementPolicy"] == "TerminatingOrFailed"
+    assert "podFailurePolicy" not in job
+    assert job["backoffLimitPerIndex"] > job_spec("base")["backoffLimitPerIndex"]
+
+
+@pytest.mark.parametrize("target", [*JOBS, *GANGS])
+def test_a_node_without_a_sign_of_life_is_given_up_soon(target: str) -> None:
+    tolerations = {one["key"]: one for one in training(target).spec["tolerations"]}
+    for taint in ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"):
+        assert tolerations[taint]["tolerationSeconds"] <= 60  # five minutes by default
 
 
 @pytest.mark.parametrize("target", GANGS)

@@ -22,6 +22,8 @@ TARGETS = ("base", *(f"overlays/{name}" for name in OVERLAYS))
 # Components, replacements and labels in templates are all there since then.
 _OLDEST_KUSTOMIZE = (5, 0)
 _PATH = f"{os.environ.get('PATH', '')}:{sys.prefix}/kubernetes/bin"
+# Ten times as fast, where PyYAML was built with it.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Document = dict[str, Any]
 
 
@@ -60,9 +62,14 @@ def rendered_text(target: str) -> str:
     return done.stdout
 
 
+def load_all(text: str) -> list[Document]:
+    """Read a file of YAML documents."""
+    return [one for one in yaml.load_all(text, Loader=_LOADER) if one]
+
+
 def render(target: str) -> list[Document]:
-    """Return the documents of a rendered folder."""
-    return [document for document in yaml.safe_load_all(rendered_text(target)) if document]
+    """Return the documents of a rendered folder, for the caller to change."""
+    return load_all(rendered_text(target))
 
 
 def find(documents: list[Document], kind: str, name: str | None = None) -> Document:

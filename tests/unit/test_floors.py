@@ -18,7 +18,7 @@ FLOORS = (
     {"errors"},
     {"strict"},
     {"atomic", "config", "cores", "run_folder", "supervisor", "tables", "tracers", "weights_only"},
-    {"folder_lock", "recipe"},
+    {"folder_lock", "recipe", "train_options"},
     {"data", "models"},  # two columns that never see each other
     {
         "agreement",
@@ -26,6 +26,7 @@ FLOORS = (
         "checkpoint_files",
         "engine_config",
         "engine_files",
+        "loss_scale",
         "losses",
         "metrics",
         "model_card",

@@ -10,7 +10,7 @@ from deepspeed.launcher.runner import parse_args
 from ganbert import __version__
 from ganbert.cli import app
 from ganbert.recipe import load_recipe
-from ganbert.train import parse_options
+from ganbert.train_options import parse_options
 
 from .manifests import (
     KUBERNETES,
@@ -121,7 +121,12 @@ def test_training_commands_are_parsed_by_deepspeed_and_train(target: str, tmp_pa
         assert launcher.no_ssh
         assert launcher.node_rank == 3
         assert launcher.master_addr  # without it the launcher asks by ssh
-    options = parse_options(launcher.user_args)
+    variables = environment(container)
+    if target == "overlays/mpijob":
+        variables = handed_on(render(target))
+    options = parse_options(launcher.user_args, variables)
+    assert options.data in (Path("/data/prepared"), Path("/cache/prepared"))
+    assert options.output.parent == Path("/runs")
     folder = recipe_folder(render(target), pod, container, options.config, tmp_path)
     recipe = load_recipe(folder)
     if target != "overlays/mpijob":
@@ -207,8 +212,6 @@ def test_files_of_a_command_are_mounted(documents: list[Document]) -> None:
             for path in re.findall(r"(?:^|[ =])(/(?!usr/)[\w./-]+)", text, re.MULTILINE):
                 if path == "/etc/mpi/hostfile":  # the operator's mount
                     continue
-                if container["name"] == "launcher" and path.startswith(("/data", "/runs")):
-                    continue  # for the ranks, in the workers
                 mount = mount_of(container, path)
                 assert mount is not None, f"{pod.owner} {container['name']}: {path}"
                 check_file(documents, pod, mount, path)
@@ -262,17 +265,20 @@ def test_labels_are_the_recommended_ones(documents: list[Document]) -> None:
         }  # fmt: skip
 
 
+def handed_on(documents: list[Document]) -> dict[str, str]:
+    """What DeepSpeed sets for the ranks that it starts over ssh."""
+    text = find(documents, "ConfigMap", "ganbert-ssh")["data"]["deepspeed_env"]
+    return dict(line.split("=", 1) for line in text.splitlines())
+
+
 def test_mpijob_hands_the_workers_environment_on() -> None:
     """pdsh drops what DeepSpeed does not know; the file brings what a worker's container sets."""
     documents = render("overlays/mpijob")
     worker, launcher = sorted(pods(documents), key=lambda pod: pod.labels[COMPONENT], reverse=True)
-    wanted = {
-        name: value
-        for name, value in environment(worker.container("train")).items()
-        if not name.startswith("GANBERT_")  # for the arguments of the Job's command
-    }
-    text = find(documents, "ConfigMap", "ganbert-ssh")["data"]["deepspeed_env"]
-    assert dict(line.split("=", 1) for line in text.splitlines()) == wanted
+    of_the_launcher = {"GANBERT_NODES", "GANBERT_MASTER"}  # in the arguments of the Job's command
+    wanted = environment(worker.container("train"))
+    wanted = {name: value for name, value in wanted.items() if name not in of_the_launcher}
+    assert handed_on(documents) == wanted
     container = launcher.container("launcher")
     assert environment(container)["DS_ENV_FILE"] == "/etc/ganbert/ssh/deepspeed_env"
     job = find(documents, "MPIJob")["spec"]

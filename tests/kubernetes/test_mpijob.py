@@ -15,7 +15,7 @@ from ganbert.data.phantom import make_cohort
 from ganbert.prepare import prepare
 from tests.cluster.hosts import missing
 
-from .manifests import ROOT, Document, Pod, find, pods, render
+from .manifests import Document, Pod, find, pods, render
 from .sandbox import IMAGE_FOLDER, Pods, exit_codes, lacking, pods_of
 
 pytestmark = [
@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(bool(missing() or lacking()), reason=str(missing() or lacking())),
 ]
-WORKERS, STEPS, USER = 2, 3, 10001
+WORKERS, STEPS = 2, 3
 
 
 def made_small(documents: list[Document]) -> dict[str, Pod]:
@@ -33,11 +33,10 @@ def made_small(documents: list[Document]) -> dict[str, Pod]:
     container = launcher.container("launcher")
     (nodes,) = [one for one in container["env"] if one["name"] == "GANBERT_NODES"]
     nodes["value"] = str(WORKERS)
-    container["command"] = [
-        f"--config={IMAGE_FOLDER}/tests/data/recipe_tiny" if "--config" in word else word
-        for word in container["command"]
-    ] + [f"--max-steps={STEPS}"]
+    container["command"].append(f"--max-steps={STEPS}")
     files = find(documents, "ConfigMap", "ganbert-ssh")["data"]
+    recipe = f"{IMAGE_FOLDER}/tests/data/recipe_tiny"
+    files["deepspeed_env"] = files["deepspeed_env"].replace("ds_configs/paper_tamed", recipe)
     files["deepspeed_env"] += f"DS_ACCELERATOR=cpu\nOMP_NUM_THREADS=1\nPYTHONPATH={IMAGE_FOLDER}\n"
     name = find(documents, "MPIJob")["metadata"]["name"]
     templates = {f"{name}-worker-{index}": worker for index in range(WORKERS)}
@@ -86,4 +85,3 @@ def cohort(made: Pods) -> None:
     make_cohort(data / "bids", num_subjects=16, tracer="AV45", seed=1, size="tiny", jobs=1)
     mri_grid, pet_grid = GRIDS["tiny"]
     prepare(data / "bids", data / "prepared", mri_grid=mri_grid, pet_grid=pet_grid, seed=0, jobs=1)
-    assert (ROOT / "tests" / "data" / "recipe_tiny").is_dir()

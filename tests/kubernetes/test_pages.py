@@ -18,12 +18,15 @@ COMMANDS = [
     for line in block.splitlines()
 ]
 OF_KUBECTL = [words[1:] for words in COMMANDS if words[0] == "kubectl"]
-# kind/name of everything that any folder applies
-OBJECTS = {
-    f"{document['kind'].lower()}/{document['metadata']['name']}"
-    for target in TARGETS
-    for document in render(target)
-}
+
+
+def objects() -> set[str]:
+    """kind/name of everything that any folder applies."""
+    return {
+        f"{document['kind'].lower()}/{document['metadata']['name']}"
+        for target in TARGETS
+        for document in render(target)
+    }
 
 
 def test_submit_watch_stop_go_on_scale_and_read_are_commands() -> None:
@@ -60,7 +63,7 @@ def test_objects_that_are_named_exist() -> None:
     ]
     named += [word for words in OF_KUBECTL for word in words if re.match(r"(job|service)/", word)]
     assert named
-    assert set(named) <= OBJECTS
+    assert set(named) <= objects()
 
 
 def test_verbs_inside_a_pod_parse() -> None:

@@ -5,6 +5,7 @@ Job would start them. At the end the training has reached its last step, without
 """
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from ganbert.checkpoint_files import list_checkpoints
+from ganbert.data.phantom import make_cohort
 from ganbert.errors import EXIT_INTERRUPTED
 from tests.cluster.hosts import missing
 
@@ -146,3 +148,28 @@ def test_a_pod_that_waits_for_another_leaves_at_once(made: Pods) -> None:
     assert code == 143
     assert "waiting for the pod ganbert-nowhere-0.invalid" in output
     assert action(find(render(TARGET), "Job")["spec"], code) == "Ignore"
+
+
+def test_prepare_and_infer_run_as_rendered(tiny_export: Path) -> None:
+    """The other two Jobs: their users, read-only roots, volumes and scripts, on tiny images."""
+    documents = [*render("overlays/prepare"), *render("overlays/infer")]
+    prepare, infer = pods(documents)
+    (container,) = prepare.containers
+    smaller = {"--size=paper": "--size=tiny", "--jobs=16": "--jobs=1"}
+    container["args"] = [smaller.get(word, word) for word in container["args"]]
+    (shards,) = [one for one in infer.container("infer")["env"] if "SHARDS" in one["name"]]
+    shards["value"] = "2"
+    names = ["ganbert-infer-0", "ganbert-infer-1", "ganbert-prepare"]
+    with pods_of(documents, dict(zip(names, (infer, infer, prepare), strict=True)), "none") as made:
+        bids = made.volume("data", 2) / "bids"
+        make_cohort(bids, num_subjects=16, tracer="AV45", seed=1, size="tiny", jobs=1)
+        shutil.copytree(tiny_export, made.volume("runs", 0) / "av45" / "export")
+        ((code, output),) = exit_codes([made.start_container("prepare", 2)], SECONDS)
+        assert code == 0, output
+        assert (made.volume("data", 2) / "prepared" / "index.json").is_file()
+        shares = [made.start_container("infer", index) for index in range(2)]
+        for code, output in exit_codes(shares, SECONDS):
+            assert code == 0, output
+            assert "8 of 16 subjects" in output
+        made_pets = sorted((made.volume("runs", 0) / "derivatives").rglob("*_pet.nii.gz"))
+        assert len(made_pets) == 16

@@ -315,3 +315,11 @@ def test_more_shares_than_subjects_and_no_subjects(bids: Path, tmp_path: Path) -
     assert (done.returncode, done.stdout) == (0, "ganbert: no subject for share 7 of 8\n")
     done = run(script, tmp_path, tmp_path / "out", JOB_COMPLETION_INDEX=0, GANBERT_SHARDS=8)
     assert "sub-*" in refused(done)
+
+
+def test_a_share_does_not_wait_for_ever_for_the_first(bids: Path, tmp_path: Path) -> None:
+    """Wrong arguments fail the first share; the others hold GPUs, and must say the same."""
+    share = {"JOB_COMPLETION_INDEX": 1, "GANBERT_SHARDS": 2, "GANBERT_WAIT_SECONDS": 2}
+    words = [bids, tmp_path / "out", "participant", "--model", tmp_path / "none.safetensors"]
+    done = run(KUBERNETES / "overlays/infer/shard.sh", *words, **share)
+    assert done.returncode == EXIT_USER_ERROR, done.stdout + done.stderr

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # The share of one pod in `ganbert infer`:  shard.sh BIDS OUT participant [options]
 #   JOB_COMPLETION_INDEX, GANBERT_SHARDS   which share, of how many
+#   GANBERT_WAIT_SECONDS                   for the first share (default: 300)
 # Subject k of the sorted list is of share k mod GANBERT_SHARDS.
 set -euo pipefail
 bids=${1:?} out=${2:?}
-index=${JOB_COMPLETION_INDEX:?} shards=${GANBERT_SHARDS:?}
+index=${JOB_COMPLETION_INDEX:?} shards=${GANBERT_SHARDS:?} wait=${GANBERT_WAIT_SECONDS:-300}
+trap 'exit 143' TERM # until `ganbert` has taken this process over
 
 shopt -s nullglob
 LC_ALL=C
@@ -27,8 +29,10 @@ if ((${#labels[@]} == 0)); then
     echo "ganbert: no subject for share $index of $shards"
     exit 0
 fi
-# The first share writes what describes the whole dataset; until then the folder could be anybody's.
-while ((index > 0)) && [[ ! -e $out/dataset_description.json ]]; do
+# The first share writes what describes the whole dataset; until then the folder could be anybody's. If
+# that one does not come (a mistake in the arguments, say), this one goes on, and says so itself.
+for ((waited = 0; index > 0 && waited < wait; waited += 2)); do
+    [[ -e $out/dataset_description.json ]] && break
     sleep 2
 done
 echo "ganbert: share $index of $shards: ${#labels[@]} of ${#subjects[@]} subjects"

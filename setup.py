@@ -64,6 +64,7 @@ setup(
             "mypy>=1.15",
             "pre-commit>=4.0",
             "bids-validator-deno>=2.0",
+            "jsonschema>=4.20",  # custom kinds of kubernetes/ against their definitions
             "monai>=1.5",  # the peer that benchmarks/step.py measures against
             "playwright>=1.50",  # drives the Chromium that is installed
         ],

@@ -18,10 +18,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 TESTS = Path(__file__).parent
-FOLDERS = ("unit", "numerics", "integration", "distributed", "cluster", "chaos", "gpu", "browser")
+FOLDERS = (
+    "unit", "numerics", "integration", "distributed", "cluster", "chaos", "kubernetes", "gpu",
+    "browser",
+)  # fmt: skip
 # Where slow tests take the whole machine (ranks, hosts, browsers): one of them at a time, beside
 # those that take one core.
-WHOLE_MACHINE = ("distributed", "cluster", "chaos", "gpu", "browser")
+WHOLE_MACHINE = ("distributed", "cluster", "chaos", "kubernetes", "gpu", "browser")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -42,7 +45,19 @@ def _missing_hosts() -> str | None:
     return missing()
 
 
-REQUIREMENTS = {"cluster": _missing_hosts, "gpu": _missing_gpu, "browser": _missing_browser}
+def _missing_kubectl() -> str | None:
+    from tests.kubernetes.manifests import kubectl
+
+    found = kubectl() is not None
+    return None if found else "no kubectl with kustomize 5 or newer (make kubernetes-tools)"
+
+
+REQUIREMENTS = {
+    "cluster": _missing_hosts,
+    "gpu": _missing_gpu,
+    "browser": _missing_browser,
+    "kubernetes": _missing_kubectl,
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -66,7 +66,7 @@ $(INSTALLED): setup.py constraints.txt
 	  "$(BIN)/pip" install -qq -c constraints.txt --no-deps --index-url "$(TORCH_INDEX)" torch; fi
 	@dali="$(DALI)"; if [ -z "$$dali" ]; then dali=$$($(call detect_dali)); fi; \
 	echo "== installing GANBERT, torch, DeepSpeed, DALI ($$dali) and the test tools at pinned versions"; \
-	"$(BIN)/pip" install -qq -c constraints.txt torch -e ".[dev,$$dali]"
+	"$(BIN)/pip" install -qq -c constraints.txt torch -e ".[dev,serve,$$dali]"
 	@touch $@
 	@echo "== installed: $$("$(BIN)/python" -c 'import torch; print("torch", torch.__version__)')"
 

@@ -196,6 +196,7 @@ def _describe_model(service: Service) -> ModelInfo:
         training_rows=card.num_training_rows,
         weights_sha256=card.weights_sha256,
         max_upload_bytes=service.settings.limits.upload_bytes,
+        keep_seconds=service.settings.limits.keep_seconds,
         needs_token=service.settings.token is not None,
     )
 

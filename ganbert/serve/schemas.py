@@ -72,6 +72,7 @@ class ModelInfo(BaseModel):
     training_rows: int
     weights_sha256: str
     max_upload_bytes: int
+    keep_seconds: float = Field(description="That a result is kept after its job.")
     needs_token: bool
     notice: str = NOTICE
 

@@ -26,7 +26,6 @@ _HEADERS = {
     "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
 }
 
 
@@ -47,7 +46,10 @@ class Wire:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request = _Request(receive, send)
+        # The pages may be kept, if the service is asked whether they are still right; data never.
+        is_data = scope["path"].startswith("/v1/")
+        headers = _HEADERS | {"Cache-Control": "no-store" if is_data else "no-cache"}
+        request = _Request(receive, send, headers, has_body=_has_body(scope))
         began = time.monotonic()
         try:
             await self.app(scope, request.receive, request.send)
@@ -60,13 +62,20 @@ class Wire:
             self.measures.moved(request.received, request.sent)
 
 
+def _has_body(scope: Scope) -> bool:
+    names = dict(scope["headers"])
+    return names.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in names
+
+
 class _Request:
     """The two ends of one request, counted."""
 
-    def __init__(self, receive: Receive, send: Send) -> None:
-        self._receive, self._send = receive, send
+    def __init__(
+        self, receive: Receive, send: Send, headers: dict[str, str], *, has_body: bool
+    ) -> None:
+        self._receive, self._send, self._headers = receive, send, headers
         self.received, self.sent, self.code = 0, 0, 499
-        self._is_read = False
+        self._is_read = not has_body
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -78,7 +87,7 @@ class _Request:
         if message["type"] == "http.response.start":
             self.code = message["status"]
             headers = MutableHeaders(scope=message)
-            for name, value in _HEADERS.items():
+            for name, value in self._headers.items():
                 headers.setdefault(name, value)
             if not self._is_read:
                 headers["Connection"] = "close"

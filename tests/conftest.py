@@ -5,6 +5,7 @@ counts as unit); only `slow` is written by hand. Tests that need hardware or a p
 here skip with that reason, which pytest lists at the end of the run (`-ra`).
 """
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -18,7 +19,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 TESTS = Path(__file__).parent
-FOLDERS = ("unit", "numerics", "integration", "distributed", "cluster", "chaos", "gpu", "browser")
+FOLDERS = (
+    "unit",
+    "numerics",
+    "integration",
+    "distributed",
+    "cluster",
+    "chaos",
+    "gpu",
+    "browser",
+    "serve",
+)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -39,7 +50,17 @@ def _missing_hosts() -> str | None:
     return missing()
 
 
-REQUIREMENTS = {"cluster": _missing_hosts, "gpu": _missing_gpu, "browser": _missing_browser}
+def _missing_service() -> str | None:
+    names = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+    return f"no {' and no '.join(names)} (pip install .[serve])" if names else None
+
+
+REQUIREMENTS = {
+    "cluster": _missing_hosts,
+    "gpu": _missing_gpu,
+    "browser": _missing_browser,
+    "serve": _missing_service,
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

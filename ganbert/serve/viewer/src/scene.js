@@ -20,8 +20,8 @@ export class Scene {
     this.nv = new Niivue({
       backColor: [0, 0, 0, 1],
       crosshairColor: [0.35, 0.85, 1, 0.75],
-      crosshairWidth: 0.25,
-      crosshairWidthUnit: "percent",
+      crosshairWidth: 1.2,
+      crosshairWidthUnit: "mm",
       fontMinPx: 15,
       tileMargin: 6,
       fontColor: [0.85, 0.88, 0.92, 1],

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from ganbert.errors import GanbertError
-from ganbert.serve.jobs import Failure, Job, remove_files
+from ganbert.serve.jobs import Failure, Job, State, remove_files
 from ganbert.serve.measures import Measures
 from ganbert.serve.settings import Settings
 from ganbert.serve.worker_process import WorkerDied, WorkerProcess
@@ -193,6 +193,11 @@ class Pool:
             return False
         except WorkerDied as error:
             log.warning("the worker on %s %s; starting another", worker.device, error)
+            if job.progress == 0:
+                # It never began: it was dead when the job came, and the image is not to blame.
+                job.change(state=State.QUEUED, stage="waiting", started=None)
+                self._queue.appendleft(job)
+                return False
             self._fail(job, "crash", f"the process that computed it {error}; send the image again")
             return False
         if "failed" in reply:

@@ -123,13 +123,13 @@ def is_loopback(host: str) -> bool:
     ConfigError
         If the name stands for no address.
     """
+    if not host:
+        return False  # every address that there is
     try:
-        found = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise ConfigError(
             f"--host {host}", expected="an address of this machine", found="none of that name",
             remedy="give 127.0.0.1, 0.0.0.0 or an address that `ip address` lists",
         ) from error  # fmt: skip
-    if not host:
-        return False
     return all(ipaddress.ip_address(str(line[4][0]).split("%")[0]).is_loopback for line in found)

@@ -14,7 +14,7 @@ def t1w(seed: int, *, packed: bool = True) -> bytes:
     return gzip.compress(content, 1, mtime=0) if packed else content
 
 
-def large_t1w(edge: int = 160) -> bytes:
+def large_t1w(edge: int = 140) -> bytes:
     """Return a NIfTI that a worker is busy with for a while."""
     x = np.linspace(-1, 1, edge, dtype=np.float32)
     ball = x[:, None, None] ** 2 + x[:, None] ** 2 + x**2 < 0.5

@@ -85,7 +85,9 @@ class RunningService(AbstractContextManager["RunningService"]):
             except BrokenPipeError:
                 pass  # refused before all was sent; the answer is there
             answer = connection.getresponse()
-            return Answer(answer.status, dict(answer.getheaders()), answer.read())
+            return Answer(
+                answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
+            )
         finally:
             connection.close()
 

@@ -66,7 +66,7 @@ $(INSTALLED): setup.py constraints.txt
 	  "$(BIN)/pip" install -qq -c constraints.txt --no-deps --index-url "$(TORCH_INDEX)" torch; fi
 	@dali="$(DALI)"; if [ -z "$$dali" ]; then dali=$$($(call detect_dali)); fi; \
 	echo "== installing GANBERT, torch, DeepSpeed, DALI ($$dali) and the test tools at pinned versions"; \
-	"$(BIN)/pip" install -qq -c constraints.txt torch -e ".[dev,$$dali]"
+	"$(BIN)/pip" install -qq -c constraints.txt torch -e ".[dev,serve,$$dali]"
 	@touch $@
 	@echo "== installed: $$("$(BIN)/python" -c 'import torch; print("torch", torch.__version__)')"
 
@@ -143,6 +143,20 @@ $(DEMO_DIR)/.report.done: $(DEMO_DIR)/.infer.done
 	@ganbert report "$(DEMO_DIR)/run" > /dev/null
 	@touch $@
 
+# ---- the service's page ------------------------------------------------------------------------
+# npm works in build/, so that node_modules does not lie in the package.
+VIEWER := ganbert/serve/static/index.html
+.PHONY: viewer
+viewer: $(VIEWER) ## bundle the page of `ganbert serve` (needs npm, once)
+
+$(VIEWER): $(wildcard ganbert/serve/viewer/* ganbert/serve/viewer/src/*) ganbert/serve/viewer/.npmrc
+	@command -v npm >/dev/null || { \
+	  echo "ganbert: the page needs npm (Node 18 or newer) to be built; install it with: apt-get install -y npm" >&2; exit 2; }
+	@echo "== bundling the viewer -> $(dir $@)"
+	@mkdir -p build/viewer && cp -R ganbert/serve/viewer/. build/viewer/
+	@cd build/viewer && npm ci --silent && node build.mjs "$(abspath $(dir $@))"
+	@touch $@
+
 # ---- checks ------------------------------------------------------------------------------------
 .PHONY: test test-quick lint format doctor clean
 test: $(INSTALLED) kubernetes-tools ## every test, the slow ones too
@@ -190,5 +204,5 @@ doctor: $(INSTALLED) ## what this machine has, and what each part is used for
 	@ganbert doctor
 
 clean: ## remove .venv and every cache (not the demo's output: make demo-clean)
-	rm -rf "$(VENV)" .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist ./*.egg-info
+	rm -rf ganbert/serve/static "$(VENV)" .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist ./*.egg-info
 	find ganbert tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,6 +5,7 @@ counts as unit); only `slow` is written by hand. Tests that need hardware or a p
 here skip with that reason, which pytest lists at the end of the run (`-ra`).
 """
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -19,12 +20,20 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 TESTS = Path(__file__).parent
 FOLDERS = (
-    "unit", "numerics", "integration", "distributed", "cluster", "chaos", "kubernetes", "gpu",
+    "unit",
+    "numerics",
+    "integration",
+    "distributed",
+    "cluster",
+    "chaos",
+    "kubernetes",
+    "gpu",
     "browser",
-)  # fmt: skip
+    "serve",
+)
 # Where slow tests take the whole machine (ranks, hosts, browsers): one of them at a time, beside
 # those that take one core.
-WHOLE_MACHINE = ("distributed", "cluster", "chaos", "kubernetes", "gpu", "browser")
+WHOLE_MACHINE = ("distributed", "cluster", "chaos", "kubernetes", "gpu", "browser", "serve")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -52,71 +61,14 @@ def _missing_kubectl() -> str | None:
     return None if found else "no kubectl with kustomize 5 or newer (make kubernetes-tools)"
 
 
+def _missing_service() -> str | None:
+    names = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+    return f"no {' and no '.join(names)} (pip install .[serve])" if names else None
+
+
 REQUIREMENTS = {
     "cluster": _missing_hosts,
     "gpu": _missing_gpu,
     "browser": _missing_browser,
     "kubernetes": _missing_kubectl,
-}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Set each test's marker from its folder, and skip what this machine cannot run."""
-    missing: dict[str, str | None] = {}
-    for item in items:
-        folder = item.path.relative_to(TESTS).parts[0]
-        if folder not in FOLDERS:
-            raise pytest.UsageError(f"{item.path}: tests stand in one of {', '.join(FOLDERS)}")
-        item.add_marker("unit" if folder == "numerics" else folder)
-        # The tests of a file share what its fixtures made.
-        is_heavy = folder in WHOLE_MACHINE and item.get_closest_marker("slow") is not None
-        group = "whole machine" if is_heavy else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-        if folder in REQUIREMENTS:
-            if folder not in missing:
-                missing[folder] = REQUIREMENTS[folder]()
-            if missing[folder] is not None:
-                item.add_marker(pytest.mark.skip(reason=missing[folder]))
-
-
-@pytest.fixture(autouse=True)
-def _same_random_numbers() -> None:
-    """A test draws the same numbers alone and among others."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(0)
-
-
-@pytest.fixture(scope="session")
-def repository() -> Path:
-    """Root of the repository."""
-    return TESTS.parent
-
-
-@pytest.fixture(scope="session")
-def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The export folder of an untrained generator on the tiny grids. Copy it to damage it."""
-    import torch
-
-    from ganbert.checkpoint import export_generator
-    from ganbert.config import GRIDS, GeneratorConfig
-    from ganbert.models.generator import build_generator
-
-    config, (mri_grid, pet_grid) = GeneratorConfig(channels=(4, 8)), GRIDS["tiny"]
-    torch.manual_seed(0)
-    card = {
-        "ganbert_version": "0",
-        "generator": config,
-        "mri_grid": mri_grid,
-        "pet_grid": pet_grid,
-        "intensity_ratio": 0.01,
-        "tracer": "AV45",
-        "unit": "SUVR",
-        "data_range": (0.0, 3.0),
-        "frame_start_s": (3000.0, 3300.0),
-        "frame_duration_s": (300.0, 300.0),
-        "num_steps": 1,
-        "num_training_rows": 1,
-        "index_sha256": "0" * 64,
-    }
-    weights = build_generator(config, mri_grid, pet_grid).state_dict()
-    return export_generator(tmp_path_factory.mktemp("run"), weights, card)
+    "serve": _missing_service,

@@ -6,6 +6,7 @@ a run that has not ended: of the best on the validation subjects, the newest, or
 
 import re
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -17,8 +18,11 @@ from ganbert.checkpoint_files import (
     list_checkpoints,
     newest_whole,
 )
-from ganbert.errors import CheckpointError
+from ganbert.config import SeenImages
+from ganbert.data.index import file_sha256, index_path, load_index
+from ganbert.errors import CheckpointError, GanbertError
 from ganbert.run_folder import DESCRIPTION_NAME, read_object
+from ganbert.seen import measure_training
 
 
 def choose_checkpoint(run: Path, which: str) -> Path:
@@ -79,7 +83,20 @@ def export(run: Path, which: str = "last") -> Path:
     description = read_object(file, expected=expected, remedy=remedy)
     weights = read_generator(folder)
     try:
-        return export_generator(run, weights, dict(description["card"]))
+        card = {**description["card"], "seen": _seen(description)}
+        return export_generator(run, weights, card)
     except (KeyError, TypeError, ValidationError) as error:
         found = str(error).splitlines()[0]
         raise CheckpointError(file, expected=expected, found=found, remedy=remedy) from error
+
+
+def _seen(description: dict[str, Any]) -> SeenImages | None:
+    """What the training images were like; None if their folder has moved or changed since."""
+    try:
+        data = Path(description["data"])
+        index = load_index(data)
+    except (GanbertError, KeyError):
+        return None
+    if file_sha256(index_path(data)) != description.get("index_sha256"):
+        return None
+    return measure_training(data, index, index.select("train", description["tracer"]))

@@ -46,7 +46,8 @@ _MARGINS = {
     "brightness": 0.08,
     "contrast": 0.2,
     "core": 0.15,
-    "skew": 0.5,
+    "skew": 0.15,
+    "black": 0.15,
 }
 _NAMES = {
     "mean": "mean intensity of the grid",
@@ -55,7 +56,8 @@ _NAMES = {
     "brightness": "brightness of the head",
     "contrast": "contrast in the head",
     "core": "brightness of the middle of the brain beside the head's",
-    "skew": "shape of the histogram in the brain",
+    "skew": "shape of the histogram in the brain (mean less median, in standard deviations)",
+    "black": "share of the grid that is black",
 }
 # Measures that tell how a sequence looks, apart from the size and the place of the head.
 _OF_CONTRAST = ("contrast", "core", "skew")

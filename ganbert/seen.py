@@ -35,8 +35,10 @@ def measure_mri(mri: FloatArray, spacing_mm: tuple[float, float, float]) -> dict
     brightness : median of the foreground, of 255
     contrast : from its 10th to its 90th percentile, over its median
     core : median within 40 mm of the middle of the grid, over that of the foreground
-    skew : third standardised moment of the foreground within 60 mm of the middle; negative where
-        white matter, the bright majority, has a tail of darker tissue, as in a T1w
+    skew : mean less median within 60 mm of the middle, over the standard deviation there; negative
+        where white matter, the bright majority, has a tail of darker tissue, as in a T1w
+    black : share of voxels that are 0; near all around a brain without its skull, and few where
+        air is noisy
 
     Source
     ------
@@ -47,9 +49,8 @@ def measure_mri(mri: FloatArray, spacing_mm: tuple[float, float, float]) -> dict
     head = array[bright] if bright.any() else array.ravel()
     low, median, high = (max(float(v), 1e-3) for v in np.percentile(head, (10, 50, 90)))
     radius = _radius_mm(array.shape, spacing_mm)
-    inner = array[(radius < _INNER_MM) & bright].astype(np.float64)
-    inner = inner if inner.size else head.astype(np.float64)
-    spread = float(inner.std())
+    inner = array[radius < _INNER_MM].astype(np.float64)
+    spread = max(float(inner.std()), 1e-3)
     return {
         "mean": float(array.mean(dtype=np.float64)),
         "std": float(array.std(dtype=np.float64)),
@@ -57,7 +58,8 @@ def measure_mri(mri: FloatArray, spacing_mm: tuple[float, float, float]) -> dict
         "brightness": median / 255.0,
         "contrast": (high - low) / median,
         "core": float(np.median(array[radius < _CORE_MM])) / median,
-        "skew": float((((inner - inner.mean()) / spread) ** 3).mean()) if spread > 0 else 0.0,
+        "skew": float(inner.mean() - np.median(inner)) / spread,
+        "black": float((array == 0).mean()),
     }
 
 

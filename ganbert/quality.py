@@ -88,7 +88,8 @@ class Quality:
     ----------
     flags : warnings first
     measures : name -> number; of the MRI as `seen.measure_mri`, and `coverage`, `voxel_mm`,
-        `mri_token_overflow`, `pet_token_overflow`, `below_range`, `above_range`
+        `mri_token_overflow`, `pet_token_overflow`, `pet_mean` and `pet_p99` (in the PET's unit),
+        `below_range`, `above_range`
     """
 
     flags: tuple[Flag, ...]
@@ -240,6 +241,8 @@ def _measure_output(conformed: ConformedMri, pet: Volume, card: ModelCard) -> di
         "pet_token_overflow": _overflow(
             summarise_pet(_scaled(pet.array, *pet_scale_offset(mean, std, card.intensity_ratio)))
         ),
+        "pet_mean": float(pet.array.mean(dtype=np.float64)),
+        "pet_p99": float(np.percentile(pet.array, 99)),
         "below_range": float((pet.array < low - slack).mean()),
         "above_range": float((pet.array >= high).mean()),
     }

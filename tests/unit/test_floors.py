@@ -17,7 +17,17 @@ PACKAGE = Path(__file__).parents[2] / "ganbert"
 FLOORS = (
     {"errors"},
     {"strict"},
-    {"atomic", "config", "cores", "run_folder", "supervisor", "tables", "tracers", "weights_only"},
+    {
+        "atomic",
+        "bids_options",
+        "config",
+        "cores",
+        "run_folder",
+        "supervisor",
+        "tables",
+        "tracers",
+        "weights_only",
+    },
     {"folder_lock", "recipe"},
     {"data", "models"},  # two columns that never see each other
     {
@@ -26,6 +36,8 @@ FLOORS = (
         "checkpoint_files",
         "engine_config",
         "engine_files",
+        "infer_inputs",
+        "infer_log",
         "losses",
         "metrics",
         "model_card",
@@ -50,7 +62,8 @@ FLOORS = (
         "runs",
         "score_table",
     },
-    {"export", "pair_checks", "steps", "synthesis", "validation"},
+    {"synthesis"},
+    {"export", "infer_group", "infer_output", "pair_checks", "steps", "validation"},
     {
         "train",
         "launch",

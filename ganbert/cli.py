@@ -186,9 +186,18 @@ def model(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Option(help="Recipe folder (ds_configs/...) or its run.yaml.")],
-    data: Annotated[Path, typer.Option(help="Output folder of `prepare`.")],
-    output: Annotated[Path, typer.Option(help="Folder of the run.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="Recipe folder or its run.yaml; default: $GANBERT_CONFIG, else ds_configs/paper."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Output folder of `prepare`; default: $GANBERT_DATA.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the run; default: $GANBERT_OUTPUT.")
+    ] = None,
     resume: Annotated[
         Literal["auto", "none"], typer.Option(help="auto: from the last checkpoint.")
     ] = "auto",
@@ -209,15 +218,21 @@ def train(
     from ganbert.data.index import load_index, training_tracer
     from ganbert.launch import launch
     from ganbert.recipe import load_recipe
+    from ganbert.train_options import parse_options
 
+    given: dict[str, object] = {
+        "--config": config,
+        "--data": data,
+        "--output": output,
+        "--resume": resume,
+        "--tracer": tracer,
+        "--max-steps": max_steps,
+    }
+    options = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
     # Here already: under the launcher the line comes late, and among others.
-    load_recipe(config)
-    training_tracer(data, load_index(data), tracer)
-    options = ["--config", config, "--data", data, "--output", output, "--resume", resume]
-    if tracer is not None:
-        options += ["--tracer", tracer]
-    if max_steps is not None:
-        options += ["--max-steps", max_steps]
+    complete = parse_options(options)
+    load_recipe(complete.config)
+    training_tracer(complete.data, load_index(complete.data), tracer)
     raise typer.Exit(launch(options, num_gpus=num_gpus, master_port=master_port))
 
 

@@ -25,7 +25,6 @@ from ganbert.data.nifti import resample
 from ganbert.data.volume import Affine, Array, FloatArray, Mask, Volume
 from ganbert.errors import DatasetError
 from ganbert.tables import Line
-from ganbert.tracers import get_tracer
 
 METRICS = ("psnr", "ssim", "rmse", "mae")
 GAIN = "ganbert - mean_of_training"
@@ -45,27 +44,6 @@ class Interval:
     low: float
     high: float
     num: int
-
-
-def declared_data_range(
-    tracer: str, unit: str, training_p999: Sequence[float]
-) -> tuple[float, float]:
-    """Return the (low, high) that PSNR and SSIM of a cohort are computed with.
-
-    Parameters
-    ----------
-    tracer : short name, a key of `ganbert.tracers.TRACERS`
-    unit : unit of the images; in SUVR the range stands in the tracer table
-    training_p999 : 99.9th percentiles of the training PETs, in `unit`; used for any other unit
-
-    Raises
-    ------
-    ConfigError
-        If the tracer is not in the table.
-    """
-    if unit == "SUVR":
-        return get_tracer(tracer).data_range_suvr
-    return (0.0, float(max(training_p999)))
 
 
 def ssim_window(shape: tuple[int, ...]) -> int:

@@ -19,11 +19,11 @@ from ganbert.config import ModelCard
 from ganbert.data.index import Index, Row, file_sha256, index_path, load_index, training_tracer
 from ganbert.errors import DatasetError
 from ganbert.folder_lock import held
-from ganbert.metrics import declared_data_range
 from ganbert.recipe import Recipe
 from ganbert.resuming import announce, changed_settings, check_resumable
 from ganbert.run_folder import DESCRIPTION_NAME, read_description
 from ganbert.seen import measure_training
+from ganbert.tracers import declared_data_range
 
 # A ratio this many times off leaves most ids unused, or most tokens beyond them.
 _FAR = 3.0

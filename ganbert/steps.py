@@ -10,6 +10,7 @@ from ganbert import losses
 from ganbert.config import LossConfig
 from ganbert.data.loader import Batch
 from ganbert.engines import Engines, frozen
+from ganbert.loss_scale import backward_and_step
 from ganbert.ranks import mean_over_ranks
 
 
@@ -31,6 +32,7 @@ def discriminator_step(
     ------
     GanbertError
         Before anything is learnt, if a loss is no number on this rank; no other steps without it.
+        If the gradients overflow at the lowest loss scale.
     """
     if engines.discriminator is None:
         return {}
@@ -57,8 +59,8 @@ def discriminator_step(
     if config.lazy_above_accuracy is not None:
         rights = _over_ranks(rights)
     weights = losses.discriminator_weights(config, rights)
-    engines.discriminator.backward(losses.weighted_sum(terms, weights))
-    engines.discriminator.step()
+    loss = losses.weighted_sum(terms, weights)
+    backward_and_step(engines.discriminator, loss, "discriminator")
     named = {f"loss_{name}_discriminator": term.detach() for name, term in terms.items()}
     return named | {"nsp_accuracy_real": on_real, "nsp_accuracy_generated": 1 - on_fake}
 
@@ -87,6 +89,7 @@ def generator_step(
     ------
     GanbertError
         Before anything is learnt, if a loss is no number on this rank; no other steps without it.
+        If the gradients overflow at the lowest loss scale.
     """
     for_l1, for_adversary = losses.hold_adversary(pet_fake, config.max_adversarial_ratio)
     terms = {"l1": losses.l1(for_l1, batch.pet_real)}
@@ -101,8 +104,8 @@ def generator_step(
         if not losses.all_finite(terms):
             raise losses.not_finite(terms, batch.subjects)
         weights = losses.generator_weights(config, step, rights)
-        engines.generator.backward(losses.weighted_sum(terms, weights))
-        engines.generator.step()
+        loss = losses.weighted_sum(terms, weights)
+        backward_and_step(engines.generator, loss, "generator")
     adversarial = {
         f"loss_{name}_generator": term.detach() for name, term in terms.items() if name != "l1"
     }

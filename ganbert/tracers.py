@@ -4,6 +4,7 @@ To add a tracer, add a row; every test over `TRACERS` then covers it. How the ph
 tracer (uptake by tissue and region) is not here but in `data/phantom_uptake.py`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ganbert.errors import ConfigError
@@ -227,3 +228,24 @@ def get_tracer(name: str) -> Tracer:
         found=repr(name),
         remedy="choose a listed tracer or add a row to ganbert/tracers.py",
     )
+
+
+def declared_data_range(
+    tracer: str, unit: str, training_p999: Sequence[float]
+) -> tuple[float, float]:
+    """Return the (low, high) that PSNR and SSIM of a cohort are computed with.
+
+    Parameters
+    ----------
+    tracer : short name, a key of `ganbert.tracers.TRACERS`
+    unit : unit of the images; in SUVR the range stands in the tracer table
+    training_p999 : 99.9th percentiles of the training PETs, in `unit`; used for any other unit
+
+    Raises
+    ------
+    ConfigError
+        If the tracer is not in the table.
+    """
+    if unit == "SUVR":
+        return get_tracer(tracer).data_range_suvr
+    return (0.0, float(max(training_p999)))

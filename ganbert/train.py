@@ -1,6 +1,7 @@
 """Train GANBERT: the script that `deepspeed` launches. Read it top to bottom.
 
     deepspeed --num_gpus 2 ganbert/train.py --config ds_configs/demo --data PREPARED --output RUN
+    GANBERT_DATA=PREPARED GANBERT_OUTPUT=RUN deepspeed --num_gpus 8 ganbert/train.py
 
 Options -> data -> models -> engines -> loop; what both networks learn from a micro-batch stands in
 `steps.py`. DeepSpeed owns the optimisers, schedules, precision, micro-batch, accumulation, ZeRO and
@@ -17,7 +18,6 @@ from pathlib import Path
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     del sys.path[0]
 
-import argparse
 import contextlib
 import functools
 import os
@@ -67,37 +67,11 @@ from ganbert.steps import discriminator_step, generator_step
 from ganbert.stragglers import OwnTime, StragglerWatch, host_names
 from ganbert.supervisor import when_gone
 from ganbert.telemetry import StepStats, Telemetry
+from ganbert.train_options import TrainOptions, parse_options
 from ganbert.validation import validation_l1, validation_rows
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number <= 0:
-        raise argparse.ArgumentTypeError(f"expected a positive number, found {text}")
-    return number
-
-
-def parse_options(arguments: list[str]) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="deepspeed ganbert/train.py", description="Train GANBERT on a prepared cohort."
-    )
-    parser.add_argument("--config", type=Path, required=True, help="recipe folder or its run.yaml")
-    parser.add_argument("--data", type=Path, required=True, help="output of `ganbert prepare`")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the run (RUN)")
-    parser.add_argument(
-        "--resume",
-        choices=("auto", "none"),
-        default="auto",
-        help="auto: go on from RUN's newest checkpoint; none: RUN must be empty (default: auto)",
-    )
-    parser.add_argument("--tracer", help="to train on, where the cohort has several")
-    parser.add_argument("--max-steps", type=_positive, help="instead of max_steps in run.yaml")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher's
-    return parser.parse_args(arguments)
-
-
-def plan(options: argparse.Namespace) -> tuple[Run, TrainingState]:
+def plan(options: TrainOptions) -> tuple[Run, TrainingState]:
     """Turn the command line into a checked plan and the state to start from.
 
     Raises
@@ -374,10 +348,9 @@ def run_training(
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of every rank."""
-    options = parse_options(sys.argv[1:] if arguments is None else arguments)
     # Before the ranks have met, each finds the same mistakes: one a node says so.
     with one_line_errors(quiet=os.environ.get("LOCAL_RANK", "0") != "0"):
-        run, state = plan(options)
+        run, state = plan(parse_options(sys.argv[1:] if arguments is None else arguments))
     stop = StopRequest()
     stop.install()
     when_gone(stop.ask)

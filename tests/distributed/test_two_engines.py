@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID
 from ganbert.data.loader import Batch
@@ -123,16 +124,23 @@ def test_each_step_moves_its_own_network_alone(zero_stage: int) -> None:
         assert all(p.requires_grad for p in engine.module.parameters())
 
 
+needs_fp16 = pytest.mark.skipif(
+    not get_accelerator().is_fp16_supported(), reason="this device does not compute in float16"
+)
+
+
 @pytest.mark.parametrize("zero_stage", [0, 1])
-def test_both_networks_learn_in_bfloat16(zero_stage: int) -> None:
-    recipe = with_learning_rates(
-        recipe_with(bf16={"enabled": True}, zero_optimization={"stage": zero_stage}), 1e-2, 1e-2
-    )
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=needs_fp16)])
+def test_both_networks_learn_in_16_bit(precision: str, zero_stage: int) -> None:
+    kind = {"enabled": True} | ({"initial_scale_power": 8} if precision == "fp16" else {})
+    settings = {precision: kind, "zero_optimization": {"stage": zero_stage}}
+    recipe = with_learning_rates(recipe_with(**settings), 1e-2, 1e-2)
     untrained, trained = engines_with(recipe), _steps(recipe)
     for name in ("generator", "discriminator"):
         before, after = getattr(untrained, name), getattr(trained, name)
         weights = weights_of(after)
-        assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        assert {weight.dtype for weight in weights.values()} == {dtype}
         assert all(bool(weight.isfinite().all()) for weight in weights.values())
         assert not same_weights(before, after)
     # Token ids up to 10,000 need more digits than bfloat16 has.

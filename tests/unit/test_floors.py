@@ -28,7 +28,7 @@ FLOORS = (
         "tracers",
         "weights_only",
     },
-    {"folder_lock", "recipe"},
+    {"folder_lock", "recipe", "train_options"},
     {"data", "models"},  # two columns that never see each other
     {
         "agreement",
@@ -38,6 +38,7 @@ FLOORS = (
         "engine_files",
         "infer_inputs",
         "infer_log",
+        "loss_scale",
         "losses",
         "metrics",
         "model_card",

@@ -458,7 +458,8 @@ def test_the_group_has_regional_values_and_a_page(
     ]
     pet = nib.load(image)
     voxels = nib.affines.apply_affine(
-        np.linalg.inv(pet.affine) @ AFFINE, np.argwhere(np.ones((5, 10, 8))) + [10, 12, 12]
+        np.linalg.inv(pet.affine) @ AFFINE,
+        np.argwhere(np.ones((5, 10, 8))) + np.array([10, 12, 12]),
     )
     expected = map_coordinates(pet.get_fdata()[..., 1], voxels.T, order=1, mode="nearest").mean()
     assert float(lines[1]["mean"]) == pytest.approx(expected, rel=1e-3)

@@ -17,7 +17,6 @@ from ganbert.metrics import (
     GAIN,
     METRICS,
     confidence_interval,
-    declared_data_range,
     head_mask,
     image_metrics,
     paired_difference,
@@ -27,7 +26,7 @@ from ganbert.metrics import (
     ssim_window,
     summarise,
 )
-from ganbert.tracers import TRACERS
+from ganbert.tracers import TRACERS, declared_data_range
 
 RANGE = (0.0, 2.0)
 

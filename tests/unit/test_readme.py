@@ -48,11 +48,11 @@ def test_ganbert_commands_parse(command: str) -> None:
 
 @starting_with("deepspeed")
 def test_train_commands_parse(command: str) -> None:
-    from ganbert.train import parse_options
+    from ganbert.train_options import parse_options
 
     words = shlex.split(command)
     script = words.index("ganbert/train.py")
-    options = parse_options(words[script + 1 :])
+    options = parse_options(words[script + 1 :], {"GANBERT_DATA": "d", "GANBERT_OUTPUT": "o"})
     assert (ROOT / options.config / "run.yaml").is_file()
 
 

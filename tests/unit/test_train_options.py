@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from ganbert.errors import ConfigError
 from ganbert.ranks import StopRequest
-from ganbert.train import parse_options, seed_micro_step
+from ganbert.train import seed_micro_step
+from ganbert.train_options import parse_options
 
+ROOT = Path(__file__).parents[2]
 REQUIRED = ["--config", "ds_configs/demo", "--data", "prepared", "--output", "run"]
+VARIABLES = {"GANBERT_CONFIG": "c", "GANBERT_DATA": "d", "GANBERT_OUTPUT": "o"}
 
 
 def test_required_options_are_enough() -> None:
-    options = parse_options(REQUIRED)
+    options = parse_options(REQUIRED, {})
     assert options.config == Path("ds_configs/demo")
     assert options.data == Path("prepared")
     assert options.output == Path("run")
@@ -25,20 +29,48 @@ def test_required_options_are_enough() -> None:
 
 
 def test_launchers_own_option_is_accepted() -> None:
-    assert parse_options(["--local_rank=1", *REQUIRED]).local_rank == 1
+    assert parse_options(["--local_rank=1", *REQUIRED], {}) == parse_options(REQUIRED, {})
+
+
+def test_environment_fills_what_the_command_leaves_out() -> None:
+    options = parse_options([], VARIABLES)
+    assert (options.config, options.data, options.output) == (Path("c"), Path("d"), Path("o"))
+
+
+def test_an_option_comes_before_its_variable() -> None:
+    options = parse_options(["--data", "prepared"], VARIABLES)
+    assert (options.config, options.data, options.output) == (
+        Path("c"),
+        Path("prepared"),
+        Path("o"),
+    )
+
+
+def test_the_papers_recipe_is_the_default() -> None:
+    # An empty value is what a manifest gives that leaves a key out.
+    options = parse_options(REQUIRED[2:], {"GANBERT_CONFIG": ""})
+    assert options.config == ROOT / "ds_configs" / "paper"
+
+
+def test_one_line_asks_for_all_that_is_missing() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_options([], {})
+    line = str(caught.value)
+    assert "--data or GANBERT_DATA and --output or GANBERT_OUTPUT" in line
+    assert "--config" not in line
+    assert ".deepspeed_env" in line
 
 
 def test_other_options_are_read() -> None:
-    options = parse_options([*REQUIRED, "--resume", "none", "--max-steps", "7", "--tracer", "FDG"])
+    options = parse_options(
+        [*REQUIRED, "--resume", "none", "--max-steps", "7", "--tracer", "FDG"], {}
+    )
     assert (options.resume, options.max_steps, options.tracer) == ("none", 7, "FDG")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (REQUIRED[2:], "--config"),
-        (REQUIRED[:2] + REQUIRED[4:], "--data"),
-        (REQUIRED[:4], "--output"),
         ([*REQUIRED, "--resume", "perhaps"], "perhaps"),
         ([*REQUIRED, "--max-steps", "many"], "many"),
         ([*REQUIRED, "--epochs", "5"], "--epochs"),
@@ -48,7 +80,7 @@ def test_mistakes_are_named_and_end_with_2(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        parse_options(arguments)
+        parse_options(arguments, {})
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
 

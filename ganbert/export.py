@@ -1,4 +1,4 @@
-"""`ganbert export`: the generator of any checkpoint of a run, as safetensors.
+"""`ganbert export`: the generator of any checkpoint of a run, as safetensors, and its model card.
 
 Training exports the generator that it ends with. This makes the export of another checkpoint, or of
 a run that has not ended: of the best on the validation subjects, the newest, or a step.
@@ -21,6 +21,8 @@ from ganbert.checkpoint_files import (
 from ganbert.config import SeenImages
 from ganbert.data.index import file_sha256, index_path, load_index
 from ganbert.errors import CheckpointError, GanbertError
+from ganbert.model_card import read_card
+from ganbert.model_page import write_model_page
 from ganbert.run_folder import DESCRIPTION_NAME, read_object
 from ganbert.seen import measure_training
 
@@ -84,10 +86,45 @@ def export(run: Path, which: str = "last") -> Path:
     weights = read_generator(folder)
     try:
         card = {**description["card"], "seen": _seen(description)}
-        return export_generator(run, weights, card)
+        exported = export_generator(run, weights, card)
     except (KeyError, TypeError, ValidationError) as error:
         found = str(error).splitlines()[0]
         raise CheckpointError(file, expected=expected, found=found, remedy=remedy) from error
+    metrics, subjects = _evaluation(run)
+    write_model_page(exported, read_card(exported), description, metrics, subjects)
+    return exported
+
+
+def _evaluation(run: Path) -> tuple[list[dict[str, str]], str]:
+    """Return lines of the evaluation of the weights that the run has now, and whom it is of."""
+    from ganbert.report.run import compare_weights, read_summary  # slow to import
+    from ganbert.report.scores import BASELINE, OURS
+
+    summary = read_summary(run)
+    if summary is None or compare_weights(run, summary):
+        return [], ""
+    means = {
+        (score.reference, score.mask, score.metric, score.method): score.interval
+        for score in summary.scores
+    }
+    units = {"psnr": " dB", "rmse": f" {summary.unit}", "mae": f" {summary.unit}"}
+
+    def show(interval: object, metric: str) -> str:
+        mean = getattr(interval, "mean", None)
+        return "n/a" if mean is None else f"{mean:.3g}{units.get(metric, '')}"
+
+    lines = [
+        {
+            "reference": reference,
+            "mask": mask,
+            "metric": metric,
+            "ours": show(interval, metric),
+            "baseline": show(means.get((reference, mask, metric, BASELINE)), metric),
+        }
+        for (reference, mask, metric, method), interval in means.items()
+        if method == OURS
+    ]
+    return lines, f"mean over the subjects of the {summary.split} split"
 
 
 def _seen(description: dict[str, Any]) -> SeenImages | None:

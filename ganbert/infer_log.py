@@ -27,7 +27,8 @@ manuscript; it is in the public domain.
 > no PET was acquired. Each T1w was centred on the head, resampled to a grid of
 > {mri_grid} voxels of {mri_mm} mm and normalised by its own mean and standard deviation. A
 > U-Net-like 3D generator, trained for {steps} steps on {rows} pairs of MRI and PET (weights with
-> SHA-256 {weights}), gave {frames} frames on a grid of {pet_grid} voxels of {pet_mm} mm, in {unit}.{passes}
+> SHA-256 {weights}), gave {frames} frames on a grid of {pet_grid} voxels of {pet_mm} mm, in
+> {unit}.{passes}
 > GANBERT uses PyTorch {torch} (Paszke et al., 2019) and NiBabel {nibabel} (Brett et al.); input and
 > output follow BIDS (Gorgolewski et al., 2016).
 

@@ -42,6 +42,7 @@ FLOORS = (
         "losses",
         "metrics",
         "model_card",
+        "model_page",
         "ranks",
         "resuming",
         "sample_log",

@@ -72,3 +72,66 @@ REQUIREMENTS = {
     "browser": _missing_browser,
     "kubernetes": _missing_kubectl,
     "serve": _missing_service,
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Set each test's marker from its folder, and skip what this machine cannot run."""
+    missing: dict[str, str | None] = {}
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        if folder not in FOLDERS:
+            raise pytest.UsageError(f"{item.path}: tests stand in one of {', '.join(FOLDERS)}")
+        item.add_marker("unit" if folder == "numerics" else folder)
+        # The tests of a file share what its fixtures made.
+        is_heavy = folder in WHOLE_MACHINE and item.get_closest_marker("slow") is not None
+        group = "whole machine" if is_heavy else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+        if folder in REQUIREMENTS:
+            if folder not in missing:
+                missing[folder] = REQUIREMENTS[folder]()
+            if missing[folder] is not None:
+                item.add_marker(pytest.mark.skip(reason=missing[folder]))
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """A test draws the same numbers alone and among others."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the repository."""
+    return TESTS.parent
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export folder of an untrained generator on the tiny grids. Copy it to damage it."""
+    import torch
+
+    from ganbert.checkpoint import export_generator
+    from ganbert.config import GRIDS, GeneratorConfig
+    from ganbert.models.generator import build_generator
+
+    config, (mri_grid, pet_grid) = GeneratorConfig(channels=(4, 8)), GRIDS["tiny"]
+    torch.manual_seed(0)
+    card = {
+        "ganbert_version": "0",
+        "generator": config,
+        "mri_grid": mri_grid,
+        "pet_grid": pet_grid,
+        "intensity_ratio": 0.01,
+        "tracer": "AV45",
+        "unit": "SUVR",
+        "data_range": (0.0, 3.0),
+        "frame_start_s": (3000.0, 3300.0),
+        "frame_duration_s": (300.0, 300.0),
+        "num_steps": 1,
+        "num_training_rows": 1,
+        "index_sha256": "0" * 64,
+    }
+    weights = build_generator(config, mri_grid, pet_grid).state_dict()
+    return export_generator(tmp_path_factory.mktemp("run"), weights, card)

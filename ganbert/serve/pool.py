@@ -193,7 +193,7 @@ class Pool:
             return False
         except WorkerDied as error:
             log.warning("the worker on %s %s; starting another", worker.device, error)
-            if job.progress == 0:
+            if job.progress == 0 and not job.is_forgotten:
                 # It never began: it was dead when the job came, and the image is not to blame.
                 job.change(state=State.QUEUED, stage="waiting", started=None)
                 self._queue.appendleft(job)

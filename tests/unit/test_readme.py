@@ -17,6 +17,7 @@ PAGES = (
     "docs/architecture.md",
     "docs/data.md",
     "docs/reliability.md",
+    "docs/service.md",
 )
 KNOWN_PROGRAMS = ("ganbert", "deepspeed", "make", ".venv/bin/pre-commit")
 

@@ -94,6 +94,7 @@ async function showResult() {
   setUpControls();
   show("controls", true);
   scene.draw($("layout").value);
+  $("view").focus();
   for (const note of job.notes) {
     const item = document.createElement("li");
     item.textContent = note;
@@ -104,7 +105,6 @@ async function showResult() {
   $("expiry").textContent = `The service deletes it at ${until}. The T1w is deleted already.`;
   offer("save-pet", pet, `${fileStem()}.nii.gz`);
   offer("save-sidecar", new Blob([await service.getSidecar(job.id)]), `${fileStem()}.json`);
-  $("view").focus();
 }
 
 const fileStem = () => `${model.tracer}_space-T1w_desc-synth_pet`;

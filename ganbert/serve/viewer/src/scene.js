@@ -31,9 +31,9 @@ export class Scene {
       renderOverlayBlend: 1,
       logLevel: "error",
     });
-    this.nv.onLocationChange = () => this.tellCrosshair();
-    canvas.addEventListener("pointermove", (event) => this.tellPointer(event));
-    canvas.addEventListener("pointerleave", () => this.tellCrosshair());
+    this.nv.onLocationChange = () => this.tellPlace();
+    canvas.addEventListener("pointermove", (event) => this.point([event.clientX, event.clientY]));
+    canvas.addEventListener("pointerleave", () => this.point(null));
   }
 
   // Reads both images; nothing is drawn before draw(). How they look is set in between.
@@ -58,7 +58,7 @@ export class Scene {
     this.nv.scene.renderAzimuth = 120;
     this.nv.scene.renderElevation = 15;
     this.setLayout(layout);
-    this.tellCrosshair();
+    this.tellPlace();
   }
 
   clear() {
@@ -81,7 +81,7 @@ export class Scene {
       this.isPending = false;
       if (this.nv.volumes.length !== 2) return;
       this.nv.updateGLVolume();
-      this.tellCrosshair();
+      this.tellPlace();
     });
   }
 
@@ -130,8 +130,9 @@ export class Scene {
   }
 
   move(x, y, z) {
+    this.pointer = null;
     this.nv.moveCrosshairInVox(x, y, z);
-    this.tellCrosshair();
+    this.tellPlace();
   }
 
   turn(azimuth, elevation) {
@@ -143,18 +144,23 @@ export class Scene {
     return this.nv.opts.sliceType === SLICE_TYPE.RENDER;
   }
 
-  tellCrosshair() {
-    if (this.nv.volumes.length === 2) this.tell(this.nv.scene.crosshairPos, false);
+  // Values are told where the pointer is, or at the crosshair, whichever has moved last.
+  point(place) {
+    this.pointer = place;
+    this.tellPlace();
   }
 
-  tellPointer(event) {
+  tellPlace() {
     if (this.nv.volumes.length !== 2) return;
+    const frac = this.pointer && this.fracAt(this.pointer);
+    if (frac && frac[0] >= 0) this.tell(frac, true);
+    else this.tell(this.nv.scene.crosshairPos, false);
+  }
+
+  fracAt([x, y]) {
     const box = this.canvas.getBoundingClientRect();
     const scale = this.canvas.width / box.width;
-    const place = [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
-    const frac = this.nv.canvasPos2frac(place);
-    if (frac[0] < 0) this.tellCrosshair();
-    else this.tell(frac, true);
+    return this.nv.canvasPos2frac([(x - box.left) * scale, (y - box.top) * scale]);
   }
 
   tell(frac, isPointer) {

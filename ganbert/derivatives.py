@@ -23,7 +23,8 @@ PIPELINE_NAME = "ganbert"
 RAW_NAME = "raw"  # of the input dataset, in BIDS URIs
 DESC_PET, DESC_STD = "synth", "synthstd"
 QUALITY_KEY = "GanbertQuality"
-FILE_NAMES = ("sub-*.html", "sub-*/figures/", "logs/", "group_*")
+# A folder below another one is not found with a slash behind it.
+FILE_NAMES = ("sub-*.html", "figures", "logs/", "group_*")
 MODEL_KEY = "GanbertModel"
 
 _README = """\

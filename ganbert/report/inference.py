@@ -125,8 +125,12 @@ def _about_path(image: Path) -> Path:
     return figure_path(image, "pictures").with_suffix(".json")
 
 
-def find_made(out: Path) -> list[Made]:
+def find_made(out: Path, subject: str = "sub-*") -> list[Made]:
     """Find the finished images of a derivative dataset, by subject and session.
+
+    Parameters
+    ----------
+    subject : `sub-01`; by default all of them
 
     Raises
     ------
@@ -134,7 +138,7 @@ def find_made(out: Path) -> list[Made]:
         If a sidecar cannot be read.
     """
     made = []
-    for sidecar in sorted(out.glob("sub-*/**/pet/*_desc-synth_pet.json")):
+    for sidecar in sorted(out.glob(f"{subject}/**/pet/*_desc-synth_pet.json")):
         image = sidecar.with_suffix(".nii.gz")
         if not image.is_file():
             continue
@@ -178,7 +182,7 @@ def write_subject(out: Path, subject: str, facts: Mapping[str, str]) -> Path:
     OutputError
         If the page cannot be written.
     """
-    images = [made for made in find_made(out / subject) if made.subject == subject]
+    images = find_made(out, subject)
     text = _environment().get_template("participant.html.j2").render(
         subject=subject,
         images=[_describe(made, number) for number, made in enumerate(images)],

@@ -18,7 +18,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 TESTS = Path(__file__).parent
-FOLDERS = ("unit", "numerics", "integration", "distributed", "cluster", "chaos", "gpu", "browser")
+FOLDERS = (
+    *("unit", "numerics", "integration", "distributed", "cluster", "chaos", "gpu", "browser"),
+    "images",
+)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -39,7 +42,18 @@ def _missing_hosts() -> str | None:
     return missing()
 
 
-REQUIREMENTS = {"cluster": _missing_hosts, "gpu": _missing_gpu, "browser": _missing_browser}
+def _missing_containers() -> str | None:
+    from tests.images.containers import missing
+
+    return missing()
+
+
+REQUIREMENTS = {
+    "cluster": _missing_hosts,
+    "gpu": _missing_gpu,
+    "browser": _missing_browser,
+    "images": _missing_containers,
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,7 +17,17 @@ PACKAGE = Path(__file__).parents[2] / "ganbert"
 FLOORS = (
     {"errors"},
     {"strict"},
-    {"atomic", "config", "cores", "gpu_arch", "run_folder", "supervisor", "tables", "tracers", "weights_only"},
+    {
+        "atomic",
+        "config",
+        "cores",
+        "gpu_arch",
+        "run_folder",
+        "supervisor",
+        "tables",
+        "tracers",
+        "weights_only",
+    },
     {"folder_lock", "recipe", "train_options"},
     {"data", "models"},  # two columns that never see each other
     {

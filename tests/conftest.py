@@ -30,10 +30,20 @@ FOLDERS = (
     "gpu",
     "browser",
     "serve",
+    "images",
 )
 # Where slow tests take the whole machine (ranks, hosts, browsers): one of them at a time, beside
 # those that take one core.
-WHOLE_MACHINE = ("distributed", "cluster", "chaos", "kubernetes", "gpu", "browser", "serve")
+WHOLE_MACHINE = (
+    "distributed",
+    "cluster",
+    "chaos",
+    "kubernetes",
+    "gpu",
+    "browser",
+    "serve",
+    "images",
+)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -66,12 +76,19 @@ def _missing_service() -> str | None:
     return f"no {' and no '.join(names)} (pip install .[serve])" if names else None
 
 
+def _missing_containers() -> str | None:
+    from tests.images.containers import missing
+
+    return missing()
+
+
 REQUIREMENTS = {
     "cluster": _missing_hosts,
     "gpu": _missing_gpu,
     "browser": _missing_browser,
     "kubernetes": _missing_kubectl,
     "serve": _missing_service,
+    "images": _missing_containers,
 }
 
 

@@ -22,6 +22,7 @@ FLOORS = (
         "bids_options",
         "config",
         "cores",
+        "gpu_arch",
         "run_folder",
         "supervisor",
         "tables",
@@ -78,6 +79,7 @@ FLOORS = (
         "model_table",
         "serve",
     },
+    {"container"},
 )
 # The same inside data/.
 DATA_FLOORS = (

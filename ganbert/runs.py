@@ -64,6 +64,18 @@ class Run:
         """Rows of the training split that show the run's tracer."""
         return self.index.select("train", self.tracer)
 
+    def build_labels(self, device: str) -> dict[str, str]:
+        """What tells two runs apart on a dashboard; no path, and nobody's name."""
+        versions = {name: importlib.metadata.version(name) for name in ("torch", "deepspeed")}
+        recipe = self.recipe_path.resolve()
+        return {
+            "version": ganbert.__version__,
+            "recipe": recipe.parent.name if recipe.is_file() else recipe.name,
+            "tracer": self.tracer,
+            "device": device,
+            **versions,
+        }
+
     def remarks(self) -> list[str]:
         """What whoever started the run should know, a line each."""
         changed = announce(self.changed) if self.changed else None

@@ -13,7 +13,8 @@ from deepspeed.launcher.runner import fetch_hostfile
 
 from ganbert.data.phantom import make_cohort
 from ganbert.errors import EXIT_USER_ERROR
-from ganbert.telemetry import PrometheusSink, StepStats
+from ganbert.exporter import PrometheusSink
+from ganbert.step_stats import StepStats
 
 from .manifests import KUBERNETES, TARGETS, render
 

@@ -24,12 +24,13 @@ FLOORS = (
         "cores",
         "gpu_arch",
         "run_folder",
+        "step_stats",
         "supervisor",
         "tables",
         "tracers",
         "weights_only",
     },
-    {"folder_lock", "recipe", "train_options"},
+    {"exporter", "folder_lock", "recipe", "train_options"},
     {"data", "models"},  # two columns that never see each other
     {
         "agreement",
@@ -111,7 +112,7 @@ ONLY_IMPORTERS = {
     "uvicorn": {"serve.server"},
     "isal": {"data.inflate"},
     "deepspeed": {"engines", "engine_config", "engine_files", "doctor"},
-    "prometheus_client": {"telemetry", "serve.measures", "serve.routes"},
+    "prometheus_client": {"exporter", "serve.measures", "serve.routes"},
     "nvidia": {"data.pipeline", "data.loader", "doctor"},
 }
 

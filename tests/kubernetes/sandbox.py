@@ -6,6 +6,7 @@ the Python that runs the tests. It needs root.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from tests.cluster.hosts import Cluster
 from .manifests import ROOT, Document, Pod, environment, expanded, find
 
 IMAGE_FOLDER = "/opt/ganbert"
+_LETTERS = itertools.cycle("klmpqrtuvwxyz")
 _START = Path(__file__).with_name("pod.sh")
 
 
@@ -57,6 +59,9 @@ class Pods(Cluster):
         self, folder: Path, documents: list[Document], templates: dict[str, Pod], subdomain: str
     ) -> None:
         super().__init__(folder, len(templates))
+        # Other hosts of this process have its number too.
+        self._prefix = f"{next(_LETTERS)}{os.getpid():07d}"
+        self._switch = f"{self._prefix}sw"
         self.folder, self._documents, self._subdomain = folder, documents, subdomain
         self.names, self.templates = list(templates), list(templates.values())
         self.given: dict[str, Path] = {}

@@ -31,6 +31,7 @@ FOLDERS = (
     "browser",
     "serve",
     "images",
+    "monitoring",
 )
 # Where slow tests take the whole machine (ranks, hosts, browsers): one of them at a time, beside
 # those that take one core.
@@ -43,6 +44,7 @@ WHOLE_MACHINE = (
     "browser",
     "serve",
     "images",
+    "monitoring",
 )
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

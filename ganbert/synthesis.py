@@ -65,8 +65,8 @@ class Synthesis:
     Attributes
     ----------
     pet : (2, D, H, W) float32 in the model's unit
-    uncertainty : standard deviation over test-time augmentations, the same grid and unit; 0 at a few
-        corners and edges of the field of view that no moved answer reaches; None if not asked for
+    uncertainty : standard deviation over test-time augmentations, the same grid and unit; 0 at the
+        few edges of the field of view that no moved answer reaches; None if not asked for
     quality : flags and measures
     conformed : the T1w as the network saw it
     """

@@ -16,6 +16,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "docs/architecture.md",
     "docs/data.md",
+    "docs/inference.md",
     "docs/reliability.md",
 )
 KNOWN_PROGRAMS = ("ganbert", "deepspeed", "make", ".venv/bin/pre-commit")

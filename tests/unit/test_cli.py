@@ -80,6 +80,20 @@ OPTIONS = {
         "--num-gpus",
         "--master-port",
     },
+    "serve": {
+        "--model",
+        "--host",
+        "--port",
+        "--device",
+        "--token-file",
+        "--insecure",
+        "--queue",
+        "--max-upload-mb",
+        "--job-seconds",
+        "--keep-seconds",
+        "--drain-seconds",
+        "--work-dir",
+    },
 }
 
 

@@ -22,6 +22,7 @@ FLOORS = (
         "bids_options",
         "config",
         "cores",
+        "gpu_arch",
         "run_folder",
         "supervisor",
         "tables",
@@ -76,7 +77,9 @@ FLOORS = (
         "doctor",
         "inspection",
         "model_table",
+        "serve",
     },
+    {"container"},
 )
 # The same inside data/.
 DATA_FLOORS = (
@@ -93,10 +96,22 @@ DATA_FLOORS = (
     {"cache"},
     {"loader"},
 )
+# And inside serve/.
+SERVE_FLOORS = (
+    {"settings", "measures", "folder", "jobs", "schemas", "pages"},
+    {"uploads", "wire", "worker", "worker_process"},
+    {"pool"},
+    {"routes"},
+    {"application"},
+    {"server"},
+)
 ONLY_IMPORTERS = {
+    "fastapi": {"serve.application", "serve.pages", "serve.routes"},
+    "starlette": {"serve.pages", "serve.routes", "serve.uploads", "serve.wire"},
+    "uvicorn": {"serve.server"},
     "isal": {"data.inflate"},
     "deepspeed": {"engines", "engine_config", "engine_files", "doctor"},
-    "prometheus_client": {"telemetry"},
+    "prometheus_client": {"telemetry", "serve.measures", "serve.routes"},
     "nvidia": {"data.pipeline", "data.loader", "doctor"},
 }
 
@@ -153,12 +168,14 @@ def test_imports_go_down(module: str) -> None:
             assert floor_of(top) < height, f"{module} must not import {room}"
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("data.")])
-def test_imports_go_down_inside_data(module: str) -> None:
-    height = floor_of(module.removeprefix("data."), DATA_FLOORS)
+@pytest.mark.parametrize("module", [n for n in MODULES if n.startswith(("data.", "serve."))])
+def test_imports_go_down_inside_a_package(module: str) -> None:
+    package = module.split(".")[0] + "."
+    floors = {"data.": DATA_FLOORS, "serve.": SERVE_FLOORS}[package]
+    height = floor_of(module.removeprefix(package), floors)
     for room in imported_rooms(MODULES[module]):
-        if room.startswith("data."):
-            lower = floor_of(room.removeprefix("data."), DATA_FLOORS) < height
+        if room.startswith(package):
+            lower = floor_of(room.removeprefix(package), floors) < height
             assert lower, f"{module} must not import {room}"
 
 

@@ -18,6 +18,7 @@ PAGES = (
     "docs/data.md",
     "docs/inference.md",
     "docs/reliability.md",
+    "docs/service.md",
 )
 KNOWN_PROGRAMS = ("ganbert", "deepspeed", "make", ".venv/bin/pre-commit")
 

@@ -1,0 +1,167 @@
+"""Both images, built by buildah on a bare Debian and run by podman: real containers, no registry.
+
+The base is what `mmdebstrap` makes from Debian's archive in place of the CUDA image that cannot be
+pulled here, so that every line of the Dockerfile runs. Python packages come from a folder of wheels
+that pip fills from wherever the environment of the tests got its own: the image gets the same
+versions, and no network but apt's.
+"""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = ("buildah", "podman", "crun", "mmdebstrap", "unshare")
+# The release whose python3 is the one that the wheels are for.
+RELEASES = {(3, 11): "bookworm", (3, 13): "trixie"}
+TARGETS = ("train", "infer")
+USER = 10001
+
+
+class Unavailable(Exception):
+    """What this machine or its network lacks for containers."""
+
+
+def missing() -> str | None:
+    """What these tests lack on this machine, if anything."""
+    if os.geteuid() != 0:
+        return "images are built from a bare Debian, which only root can make"
+    lacking = [program for program in PROGRAMS if shutil.which(program) is None]
+    if lacking:
+        return f"no {', '.join(lacking)} on this machine (apt-get install -y {' '.join(lacking)})"
+    if sys.version_info[:2] not in RELEASES:
+        return f"no Debian release has Python {sys.version_info[0]}.{sys.version_info[1]}"
+    return None
+
+
+def _alone(*command: object) -> list[str]:
+    """A command with mounts of its own, so that nothing stays mounted.
+
+    Crun refuses to run where cgroups of version 2 are mounted beside those of version 1.
+    """
+    script = 'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, "sh", *map(str, command)]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Podman and buildah with a store of their own in `folder`."""
+
+    folder: Path
+
+    def _store(self) -> list[object]:
+        driver = "overlay" if "overlay" in Path("/proc/filesystems").read_text() else "vfs"
+        store = ["--root", self.folder / "store", "--runroot", self.folder / "run"]
+        return [*store, "--storage-driver", driver]
+
+    def podman(self, *words: object) -> str:
+        command = _alone("podman", *self._store(), *words)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise Unavailable(f"podman {words[0]}: {done.stderr.strip()[-300:]}")
+        return done.stdout.strip()
+
+    def make_base(self) -> None:
+        """Make and import the bare Debian.
+
+        Raises
+        ------
+        Unavailable
+            If Debian's archive does not answer, or a container cannot run here.
+        """
+        tar, release = self.folder / "base.tar", RELEASES[sys.version_info[:2]]
+        command = ["mmdebstrap", "--quiet", "--variant=minbase", release, str(tar)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise Unavailable(f"mmdebstrap: {done.stderr.strip()[-300:]}")
+        self.podman("import", "-q", tar, "localhost/base:test")
+        tar.unlink()
+        self.podman("--runtime=crun", *self._run_options(), "localhost/base:test", "true")
+
+    def build(self, target: str, wheels: Path) -> None:
+        """Build a target of docker/Dockerfile as localhost/ganbert:test-TARGET."""
+        arguments = {
+            "BASE_IMAGE": "localhost/base:test",
+            "INFER_BASE_IMAGE": "localhost/base:test",
+            "TORCH_CUDA": torch.version.cuda or "cpu",
+            "PIP_NO_INDEX": "1",
+            "REVISION": "0123abc",
+        }
+        options = [f"--build-arg={name}={value}" for name, value in arguments.items()]
+        # The format that knows SHELL; layers, so that the second target finds those of the first.
+        options += ["--isolation=chroot", "--format=docker", "--layers"]
+        options += ["-f", str(ROOT / "docker" / "Dockerfile"), f"--target={target}"]
+        options += [f"--build-context=wheels={wheels}", f"--tag=localhost/ganbert:test-{target}"]
+        command = _alone("buildah", *self._store(), "build", *options, ROOT)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+    def inspect(self, target: str) -> dict[str, object]:
+        (image,) = json.loads(self.podman("image", "inspect", f"localhost/ganbert:test-{target}"))
+        return dict(image["Config"])
+
+    def _run_options(self) -> list[object]:
+        # As kubernetes/base runs them: no capability, read-only root, no way to more rights.
+        rights = ["--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only"]
+        # Podman's own limits are higher than a root without CAP_SYS_RESOURCE may set.
+        limits = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
+        for name, number in limits.items():
+            _, hard = resource.getrlimit(number)
+            rights.append(f"--ulimit={name}={hard}:{hard}")
+        return ["run", "--rm", "--cgroups=disabled", "--network=none", *rights]
+
+    def command(
+        self,
+        target: str,
+        *words: object,
+        mounts: dict[str, Path] | None = None,
+        environment: dict[str, object] | None = None,
+        options: tuple[str, ...] = (),
+    ) -> list[str]:
+        """`podman run` of an image; a mount whose place ends in `:ro` is read-only."""
+        given: list[object] = [*options]
+        for place, folder in (mounts or {}).items():
+            given.append(f"--volume={folder}:{place}")
+        given += [f"--env={name}={value}" for name, value in (environment or {}).items()]
+        image = f"localhost/ganbert:test-{target}"
+        return _alone(
+            "podman", "--runtime=crun", *self._store(), *self._run_options(), *given, image, *words
+        )
+
+    def run(self, *arguments: object, **options: object) -> "subprocess.CompletedProcess[str]":
+        """Run a container to its end."""
+        command = self.command(*arguments, **options)  # type: ignore[arg-type]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+def fill_wheelhouse(folder: Path) -> None:
+    """Download, or build once, the wheels that the Dockerfile installs."""
+    source = folder.with_name("source")
+    (source / "ganbert").mkdir(parents=True)
+    for name in ("setup.py", "LICENSE", "README.md", "ganbert/__init__.py"):
+        shutil.copy(ROOT / name, source / name)
+    environment = {**os.environ, "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "-w", str(folder), "setuptools", "wheel"]
+    done = subprocess.run(
+        [*command, "torch", f"{source}[cuda12]"],
+        env={**environment, "DS_BUILD_OPS": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise Unavailable(f"pip wheel: {done.stderr.strip()[-300:]}")
+
+
+def own_folder(path: Path) -> Path:
+    """Make a folder that the images' user may write to."""
+    path.mkdir(parents=True, exist_ok=True)
+    os.chown(path, USER, USER)
+    return path

@@ -1,0 +1,125 @@
+"""What the words given to a container start, and the files that the images are made from."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ganbert import __version__
+from ganbert.container import command_of, is_launcher
+from ganbert.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> dict[str, str]:
+    """An environment whose PATH holds deepspeed and bash."""
+    for name in ("deepspeed", "bash"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    return {"PATH": str(tmp_path)}
+
+
+@pytest.mark.parametrize("words", [[], ["deepspeed", "ganbert/train.py"]])
+def test_the_launcher_is_recognised(words: list[str], programs: dict[str, str]) -> None:
+    command = command_of(words, programs)
+    assert command == [f"{programs['PATH']}/deepspeed", "ganbert/train.py"]
+    assert is_launcher(command)
+
+
+def test_another_program_is_itself(programs: dict[str, str]) -> None:
+    command = command_of(["bash", "-c", "true"], programs)
+    assert command == [f"{programs['PATH']}/bash", "-c", "true"]
+    assert not is_launcher(command)
+
+
+@pytest.mark.parametrize(
+    ("words", "added"),
+    [
+        (["/data", "/out", "participant"], ["--model=/model"]),
+        (["/data", "/out", "participant", "--model", "/other"], []),
+        (["/data", "/out", "participant", "--model=/other"], []),
+        (["/data", "/out", "group"], []),
+        (["--help"], []),
+        (["--version"], []),
+    ],
+)
+def test_what_is_no_program_goes_to_infer(
+    words: list[str], added: list[str], programs: dict[str, str]
+) -> None:
+    command = command_of(words, {**programs, "GANBERT_MODEL": "/model"})
+    ganbert = str(Path(sys.executable).with_name("ganbert"))
+    assert command == [ganbert, "infer", *words, *added]
+
+
+def test_training_in_the_image_for_inference_is_refused(tmp_path: Path) -> None:
+    for words in ([], ["deepspeed", "--num_gpus=8"]):
+        with pytest.raises(ConfigError, match="-train"):
+            command_of(words, {"PATH": str(tmp_path)})
+
+
+def test_a_gpu_without_code_ends_the_container_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, programs: dict[str, str]
+) -> None:
+    import ganbert.container as container
+
+    monkeypatch.setattr(container, "_DEVICES", ("null",))
+    # Stands for `python -m ganbert.gpu_arch`, which needs such a GPU.
+    refused = subprocess.CompletedProcess([], 2)
+    monkeypatch.setattr(container.subprocess, "run", lambda *_, **__: refused)
+    monkeypatch.setattr(container, "supervise", lambda *_: pytest.fail("it was started"))
+    monkeypatch.setenv("PATH", programs["PATH"])
+    assert container.run(["deepspeed"]) == 2
+
+
+def test_everything_that_is_copied_passes_the_ignore_file() -> None:
+    allowed = re.findall(r"^!(\S+)", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    sources = set()
+    for line in re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE, re.MULTILINE):
+        sources |= set(line.split()[:-1])
+    assert sources
+    for source in sources:
+        assert (ROOT / source).exists()
+        assert any(source == path or source.startswith(f"{path}/") for path in allowed), source
+    for path in allowed:
+        assert any(source == path or source.startswith(f"{path}/") for source in sources), path
+
+
+def test_every_version_is_a_pinned_one() -> None:
+    assert re.findall(r"^ARG VERSION=(.*)$", DOCKERFILE, re.MULTILINE) == [__version__] * 2
+    bases = re.findall(r"^ARG \w*BASE_IMAGE=(.*)$", DOCKERFILE, re.MULTILINE)
+    assert len(bases) == 2
+    assert all(re.search(r":\S*\d", base) for base in bases)
+    assert re.search(r"^ARG APEX_COMMIT=[0-9a-f]{40}$", DOCKERFILE, re.MULTILINE)
+    assert not re.search(r"pip install[^;]*\bapex\b(?!/archive)", DOCKERFILE)
+
+
+def test_compose_fits_the_image_and_the_recipe() -> None:
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    services = compose["services"]
+    for service in services.values():
+        assert ":" in service["image"]
+        assert not service["image"].endswith(":latest")
+        for volume in service["volumes"]:
+            source = volume.split(":")[0]
+            if source.startswith("./kubernetes/"):
+                continue  # the dashboards: tests/monitoring
+            if source.startswith("./"):
+                assert (ROOT / source).exists(), source
+            elif not source.startswith("$"):
+                assert source in compose["volumes"]
+    train = services["train"]
+    assert train["image"] == f"ganbert:{__version__}-train"
+    assert train["user"] == "10001:10001"
+    assert train["read_only"]
+    recipe = ROOT / train["environment"]["GANBERT_CONFIG"]
+    assert recipe.is_dir()
+    scraped = yaml.safe_load((ROOT / "docker" / "prometheus.yaml").read_text())
+    (target,) = scraped["scrape_configs"][0]["static_configs"][0]["targets"]
+    paper = yaml.safe_load((ROOT / "ds_configs" / "paper" / "run.yaml").read_text())
+    assert target == f"train:{paper['metrics_port']}"

@@ -65,8 +65,8 @@ class Synthesis:
     Attributes
     ----------
     pet : (2, D, H, W) float32 in the model's unit
-    uncertainty : standard deviation over test-time augmentations, the same grid and unit; None if
-        it was not asked for
+    uncertainty : standard deviation over test-time augmentations, the same grid and unit; 0 at the
+        few edges of the field of view that no moved answer reaches; None if not asked for
     quality : flags and measures
     conformed : the T1w as the network saw it
     """
@@ -135,13 +135,15 @@ def _deviation(
 ) -> FloatArray:
     """Standard deviation over the plain pass and the changed ones; one image in memory a time."""
     total = pet.astype(np.float64)
-    squares = total**2
+    squares, count = total**2, np.ones(pet.shape)
     for change in changes:
         other = augmented_pass(predictor, conformed, change).astype(np.float64)
+        known = np.isfinite(other)
+        other[~known] = 0.0
         total += other
         squares += other**2
-    count = len(changes) + 1
-    variance = (squares - total**2 / count) / (count - 1)
+        count += known
+    variance = (squares - total**2 / count) / np.maximum(count - 1, 1)
     deviation: FloatArray = np.sqrt(np.maximum(variance, 0.0)).astype(np.float32)
     return deviation
 
@@ -151,7 +153,8 @@ def augmented_pass(predictor: Predictor, conformed: ConformedMri, change: Change
 
     Returns
     -------
-    (2, D, H, W) float32, on the grid of the plain answer
+    (2, D, H, W) float32, on the grid of the plain answer; NaN at the edge, where the moved field of
+    view did not reach
 
     Source
     ------
@@ -164,7 +167,7 @@ def augmented_pass(predictor: Predictor, conformed: ConformedMri, change: Change
     # A voxel of the MRI is a part of one of the PET.
     ratio = np.array(card.mri_grid.spacing_mm) / np.array(card.pet_grid.spacing_mm)
     back = [0.0, *(-np.array(change.shift) * ratio)]
-    result: FloatArray = ndimage.shift(moved, back, order=3, mode="nearest")
+    result: FloatArray = ndimage.shift(moved, back, order=3, cval=np.nan)
     return result
 
 

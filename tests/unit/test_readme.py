@@ -16,6 +16,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "docs/architecture.md",
     "docs/data.md",
+    "docs/inference.md",
     "docs/reliability.md",
     "docs/service.md",
 )

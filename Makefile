@@ -200,6 +200,14 @@ $(KUBERNETES_TOOLS)/.installed: tests/kubernetes/requirements.txt tests/kubernet
 kubernetes-test: kubernetes-tools ## render, validate and check the manifests, and run the smoke overlay
 	@python -m pytest -m "slow or not slow" tests/kubernetes $(PYTEST_ARGS)
 
+# ---- monitoring --------------------------------------------------------------------------------
+.PHONY: monitoring-rules monitoring-test
+monitoring-rules: $(INSTALLED) ## kubernetes/components/monitoring/rules.yaml -> prometheusrule.yaml
+	@python -m tests.monitoring.rules
+
+monitoring-test: $(INSTALLED) ## rules and dashboards, on a real Prometheus beside a real training
+	@python -m pytest -m "slow or not slow" tests/monitoring $(PYTEST_ARGS)
+
 doctor: $(INSTALLED) ## what this machine has, and what each part is used for
 	@ganbert doctor
 

@@ -9,6 +9,7 @@ What is exported was read at the end of a step, when the loop had waited for the
 scrape makes no rank wait.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -200,6 +201,7 @@ class PrometheusSink:
         self._series["step"].set(done)
         self._series["ranks"].set(num_ranks)
         self._series["build"].info(dict(build))
+        self._series["validation_l1"].set(math.nan)  # not yet known; 0 would be perfect
         # Not 1970: an alarm asks how long ago the last step was.
         self._series["last_step_timestamp_seconds"].set(time.time())
         self._series["checkpoint_timestamp_seconds"].set(time.time())

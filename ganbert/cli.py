@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ganbert import __version__
+from ganbert import __version__, bids_options
 from ganbert.config import GRIDS
 from ganbert.errors import EXIT_SOME_REFUSED, one_line_errors
 
@@ -45,12 +45,13 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+Version = Annotated[
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+]
+
+
 @app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
-    ] = False,
-) -> None:
+def options(version: Version = False) -> None:
     """Synthesise PET from T1-weighted MRI (Shin et al. 2020). For research, not for diagnosis."""
 
 
@@ -288,30 +289,103 @@ def evaluate(
     )
 
 
-@app.command()
+@app.command(cls=bids_options.BidsCommand)
 def infer(
-    bids_dir: Annotated[Path, typer.Argument(help="BIDS dataset; a T1w per subject is enough.")],
-    out_dir: Annotated[Path, typer.Argument(help="Folder for the BIDS derivatives.")],
-    level: Annotated[Literal["participant"], typer.Argument(help="BIDS-App analysis level.")],
-    model: Annotated[
-        Path, typer.Option(help="Folder of a run, or an exported generator.safetensors.")
-    ],
-    participant_label: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--participant-label",
-            "--participant_label",
-            help="Subject, with or without `sub-`; may be given several times.",
-        ),
-    ] = None,
+    bids_dir: bids_options.BidsDir,
+    out_dir: bids_options.OutDir,
+    level: bids_options.Level,
+    model: bids_options.Model = None,
+    participant_label: bids_options.Participants = None,
+    session_label: bids_options.Sessions = None,
+    bids_filter_file: bids_options.FilterFile = None,
+    derivatives: bids_options.Segmentations = None,
+    work_dir: bids_options.WorkDir = None,
+    uncertainty: bids_options.Passes = 4,
+    overwrite: bids_options.Overwrite = False,
+    nprocs: bids_options.Cores = None,
+    omp_nthreads: bids_options.Threads = None,
+    skip_bids_validation: bids_options.NoValidation = False,
+    stop_on_first_crash: bids_options.StopEarly = False,
     device: Device = "auto",
+    version: Version = False,
 ) -> None:
     """Synthesise PET for the T1w images of a BIDS dataset (a BIDS-App)."""
     import ganbert.infer
 
-    ganbert.infer.infer(
-        bids_dir, out_dir, model=model, participant_labels=participant_label, device=device
+    options = ganbert.infer.InferOptions(
+        participant_labels=participant_label,
+        session_labels=session_label,
+        filter_file=bids_filter_file,
+        device=device,
+        passes=uncertainty,
+        overwrite=overwrite,
+        work_dir=work_dir,
+        nprocs=nprocs,
+        omp_nthreads=omp_nthreads,
+        check_names=not skip_bids_validation,
+        stop_on_first_crash=stop_on_first_crash,
+        segmentations=derivatives or (),
     )
+    outcome = ganbert.infer.infer(bids_dir, out_dir, model=model, level=level, options=options)
+    if outcome.failures:
+        raise typer.Exit(EXIT_SOME_REFUSED)
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        Path, typer.Option(help="Folder of a run, or an exported generator.safetensors.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
+    device: Annotated[
+        str, typer.Option(help="auto: a worker on every GPU, or one on the CPU; cpu, cuda, cuda:1.")
+    ] = "auto",
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="Whose text every request must carry; default: $GANBERT_SERVE_TOKEN."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen without a token where others can connect.")
+    ] = False,
+    queue: Annotated[int, typer.Option(min=1, help="Uploads that may wait.")] = 16,
+    max_upload_mb: Annotated[int, typer.Option(min=1, help="Size of an upload, MB.")] = 256,
+    job_seconds: Annotated[float, typer.Option(min=1, help="Time for one image.")] = 600,
+    keep_seconds: Annotated[
+        float, typer.Option(min=1, help="After which a result is deleted.")
+    ] = 3600,
+    drain_seconds: Annotated[
+        float, typer.Option(min=0, help="To finish what was begun, after SIGTERM.")
+    ] = 300,
+    work_dir: Annotated[
+        Path | None, typer.Option(help="For uploads and results; default: a temporary folder.")
+    ] = None,
+) -> None:
+    """Serve a model over HTTP: upload a T1w, look at the synthetic PET in the browser."""
+    from ganbert.errors import PlatformError
+    from ganbert.serve.settings import Limits, Settings, check_exposure, read_token
+
+    token = read_token(token_file)
+    check_exposure(host, token, insecure=insecure)
+    try:
+        import ganbert.serve.server
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("fastapi", "starlette", "uvicorn"):
+            raise
+        remedy = "install it with: pip install 'ganbert[serve]'"
+        raise PlatformError(
+            "ganbert serve", expected="the package", found=f"no {error.name}", remedy=remedy
+        ) from error
+    limits = Limits(
+        upload_bytes=max_upload_mb * 10**6,
+        queue=queue,
+        job_seconds=job_seconds,
+        keep_seconds=keep_seconds,
+        drain_seconds=drain_seconds,
+    )
+    devices = ganbert.serve.server.choose_devices(device)
+    settings = Settings(model, devices, host, port, token, work_dir, limits)
+    ganbert.serve.server.serve(settings)
 
 
 @app.command()

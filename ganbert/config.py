@@ -268,6 +268,19 @@ class RunConfig(Strict):
         return self
 
 
+class SeenImages(Strict):
+    """What the MRIs of the training were like, for whoever compares a new one with them.
+
+    Attributes
+    ----------
+    num_images : that were measured
+    mri : name of a measure (`seen.measure_mri`) -> (smallest, largest)
+    """
+
+    num_images: PositiveInt
+    mri: dict[str, tuple[float, float]]
+
+
 class ModelCard(Strict):
     """What an exported generator needs besides its weights (`generator.json`).
 
@@ -278,6 +291,7 @@ class ModelCard(Strict):
     data_range : (low, high) in `unit`, the declared range of PSNR and SSIM
     frame_start_s, frame_duration_s : of the synthesised frames, s after injection
     num_steps, num_training_rows, index_sha256 : the training that made the weights
+    seen : what its MRIs were like; None: not measured
     """
 
     format_version: int = 1
@@ -295,3 +309,4 @@ class ModelCard(Strict):
     num_training_rows: int
     index_sha256: str
     weights_sha256: str
+    seen: SeenImages | None = None

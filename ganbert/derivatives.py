@@ -21,7 +21,11 @@ BIDS_VERSION = "1.10.0"
 DESCRIPTION_NAME = "dataset_description.json"
 PIPELINE_NAME = "ganbert"
 RAW_NAME = "raw"  # of the input dataset, in BIDS URIs
-_MODEL_KEY = "GanbertModel"
+DESC_PET, DESC_STD = "synth", "synthstd"
+QUALITY_KEY = "GanbertQuality"
+# A folder below another one is not found with a slash behind it.
+FILE_NAMES = ("sub-*.html", "figures", "logs/", "group_*")
+MODEL_KEY = "GanbertModel"
 
 _README = """\
 SYNTHETIC positron emission tomography (PET)
@@ -34,16 +38,22 @@ PET tends to look like. What the MRI does not show, such an image cannot show ei
 For research only. Not for diagnosis, and not evidence of {target} in any person.
 
 Images: sub-*/[ses-*/]pet/*_desc-synth_pet.nii.gz, unit {unit}, aligned with the T1w they come from.
+How far the network's own answers differ when the T1w is moved and its contrast is bent a little:
+*_desc-synthstd_pet.nii.gz, one standard deviation, the same unit. It is a part of the error alone.
+What to beware of in each image: GanbertQuality in its JSON, and sub-*.html. Text to cite:
+logs/CITATION.md.
 """
 
 
-def pet_path(subject: str, session: str | None, tracer: str) -> PurePosixPath:
+def pet_path(subject: str, session: str | None, tracer: str, desc: str = DESC_PET) -> PurePosixPath:
     """Return the name of a synthesised PET, relative to the derivative dataset.
 
     Parameters
     ----------
     subject, session : BIDS labels without `sub-` and `ses-`; a session may be absent
     tracer : short name, a key of `ganbert.tracers.TRACERS`
+    desc : `DESC_PET`, or `DESC_STD` for its map of uncertainty: BIDS has no entity for a statistic
+        of an image
 
     Examples
     --------
@@ -51,7 +61,7 @@ def pet_path(subject: str, session: str | None, tracer: str) -> PurePosixPath:
     'sub-01/pet/sub-01_trc-18FFDG_space-T1w_desc-synth_pet.nii.gz'
     """
     folders = [f"sub-{subject}", *([f"ses-{session}"] if session else [])]
-    entities = [*folders, f"trc-{get_tracer(tracer).bids_label}", "space-T1w", "desc-synth"]
+    entities = [*folders, f"trc-{get_tracer(tracer).bids_label}", "space-T1w", f"desc-{desc}"]
     return PurePosixPath(*folders, "pet", "_".join([*entities, "pet.nii.gz"]))
 
 
@@ -69,13 +79,16 @@ def bids_uri(path: PurePosixPath) -> str:
     return f"bids:{RAW_NAME}:{path}"
 
 
-def pet_sidecar(card: ModelCard, t1w: PurePosixPath) -> dict[str, Any]:
+def pet_sidecar(
+    card: ModelCard, t1w: PurePosixPath, quality: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the sidecar of a synthesised PET.
 
     Parameters
     ----------
     card : of the model that made it
     t1w : the MRI it was made from, relative to the input dataset
+    quality : flags and measures of this image, as `quality.Quality.as_json`
 
     Source
     ------
@@ -94,6 +107,25 @@ def pet_sidecar(card: ModelCard, t1w: PurePosixPath) -> dict[str, Any]:
         **_time(card),
         **_radiochemistry(tracer.long_name, tracer.radionuclide),
         **_absent_scan(),
+        **({QUALITY_KEY: quality} if quality is not None else {}),
+    }
+
+
+def std_sidecar(card: ModelCard, t1w: PurePosixPath, num_passes: int) -> dict[str, Any]:
+    """Return the sidecar of the map of uncertainty of a synthesised PET.
+
+    Parameters
+    ----------
+    num_passes : through the network with a changed T1w, besides the plain one
+    """
+    tracer = get_tracer(card.tracer)
+    return pet_sidecar(card, t1w) | {
+        "Description": (
+            f"Uncertainty of a SYNTHETIC {tracer.name} ({tracer.long_name}) PET, which was not "
+            f"acquired: voxelwise standard deviation over {num_passes + 1} answers of the network "
+            "to the T1-weighted MRI, plain and moved and bent in contrast (test-time "
+            "augmentation). What the network has learnt wrongly is not in it. Not for diagnosis."
+        )
     }
 
 
@@ -157,7 +189,7 @@ def dataset_description(card: ModelCard, bids_dir: Path, out_dir: Path) -> dict[
             }
         ],
         "DatasetLinks": {RAW_NAME: quote(str(link))},
-        _MODEL_KEY: {
+        MODEL_KEY: {
             "Tracer": tracer.name,
             "WeightsSHA256": card.weights_sha256,
             "TrainingSteps": card.num_steps,
@@ -181,13 +213,38 @@ def readme(card: ModelCard) -> str:
     )
 
 
+def model_facts(description: dict[str, Any]) -> dict[str, str]:
+    """Return what a derivative dataset says of its model, for people; none where it says nothing.
+
+    Parameters
+    ----------
+    description : content of `dataset_description.json`
+    """
+    model = description.get(MODEL_KEY)
+    names = {
+        "Tracer": "Tracer",
+        "TrainingSteps": "Training steps",
+        "TrainingRows": "Training pairs",
+        "IntensityRatio": "Intensity ratio",
+        "WeightsSHA256": "Weights, SHA-256",
+        "TrainingIndexSHA256": "Training index, SHA-256",
+    }
+    found = model if isinstance(model, dict) else {}
+    return {text: str(found[key]) for key, text in names.items() if key in found}
+
+
 def is_continuation(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Whether an output folder comes from this software, this model and this input dataset."""
-    keys = ("DatasetLinks", _MODEL_KEY)
+    keys = ("DatasetLinks", MODEL_KEY)
     generators = found.get("GeneratedBy")
     first = generators[0] if isinstance(generators, list) and generators else {}
     named = isinstance(first, dict) and first.get("Name") == PIPELINE_NAME
     return named and all(found.get(key) == wanted[key] for key in keys)
+
+
+def ignore_file() -> str:
+    """Return `.bidsignore` of a derivative dataset: reports, logs and tables of the group."""
+    return "".join(f"{name}\n" for name in FILE_NAMES)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

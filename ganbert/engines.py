@@ -312,6 +312,21 @@ def recipe_settings(engines: Engines) -> Iterator[None]:
             schedule.step(schedule.last_batch_iteration)
 
 
+def optimiser_facts(engines: Engines) -> dict[str, float]:
+    """Learning rates, norms of the gradients and loss scales, by their names in `StepStats`.
+
+    To be read when the step's exchange has waited for the device: a norm may lie on it.
+    """
+    facts: dict[str, float] = {}
+    for name, engine in engines.by_name.items():
+        facts[f"learning_rate_{name}"] = engine.get_lr()[0]
+        if (norm := engine.get_global_grad_norm()) is not None:
+            facts[f"gradient_norm_{name}"] = float(norm)
+        if engine.fp16_enabled():
+            facts[f"loss_scale_{name}"] = float(engine.optimizer.loss_scale)
+    return facts
+
+
 def check_weights(engines: Engines, step: int) -> None:
     """Keep weights that are no numbers out of the checkpoints.
 

@@ -1,4 +1,4 @@
-"""`ganbert export`: the generator of any checkpoint of a run, as safetensors.
+"""`ganbert export`: the generator of any checkpoint of a run, as safetensors, and its model card.
 
 Training exports the generator that it ends with. This makes the export of another checkpoint, or of
 a run that has not ended: of the best on the validation subjects, the newest, or a step.
@@ -6,6 +6,7 @@ a run that has not ended: of the best on the validation subjects, the newest, or
 
 import re
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -17,8 +18,13 @@ from ganbert.checkpoint_files import (
     list_checkpoints,
     newest_whole,
 )
-from ganbert.errors import CheckpointError
+from ganbert.config import SeenImages
+from ganbert.data.index import file_sha256, index_path, load_index
+from ganbert.errors import CheckpointError, GanbertError
+from ganbert.model_card import read_card
+from ganbert.model_page import write_model_page
 from ganbert.run_folder import DESCRIPTION_NAME, read_object
+from ganbert.seen import measure_training
 
 
 def choose_checkpoint(run: Path, which: str) -> Path:
@@ -79,7 +85,55 @@ def export(run: Path, which: str = "last") -> Path:
     description = read_object(file, expected=expected, remedy=remedy)
     weights = read_generator(folder)
     try:
-        return export_generator(run, weights, dict(description["card"]))
+        card = {**description["card"], "seen": _seen(description)}
+        exported = export_generator(run, weights, card)
     except (KeyError, TypeError, ValidationError) as error:
         found = str(error).splitlines()[0]
         raise CheckpointError(file, expected=expected, found=found, remedy=remedy) from error
+    metrics, subjects = _evaluation(run)
+    write_model_page(exported, read_card(exported), description, metrics, subjects)
+    return exported
+
+
+def _evaluation(run: Path) -> tuple[list[dict[str, str]], str]:
+    """Return lines of the evaluation of the weights that the run has now, and whom it is of."""
+    from ganbert.report.run import compare_weights, read_summary  # slow to import
+    from ganbert.report.scores import BASELINE, OURS
+
+    summary = read_summary(run)
+    if summary is None or compare_weights(run, summary):
+        return [], ""
+    means = {
+        (score.reference, score.mask, score.metric, score.method): score.interval
+        for score in summary.scores
+    }
+    units = {"psnr": " dB", "rmse": f" {summary.unit}", "mae": f" {summary.unit}"}
+
+    def show(interval: object, metric: str) -> str:
+        mean = getattr(interval, "mean", None)
+        return "n/a" if mean is None else f"{mean:.3g}{units.get(metric, '')}"
+
+    lines = [
+        {
+            "reference": reference,
+            "mask": mask,
+            "metric": metric,
+            "ours": show(interval, metric),
+            "baseline": show(means.get((reference, mask, metric, BASELINE)), metric),
+        }
+        for (reference, mask, metric, method), interval in means.items()
+        if method == OURS
+    ]
+    return lines, f"mean over the subjects of the {summary.split} split"
+
+
+def _seen(description: dict[str, Any]) -> SeenImages | None:
+    """What the training images were like; None if their folder has moved or changed since."""
+    try:
+        data = Path(description["data"])
+        index = load_index(data)
+    except (GanbertError, KeyError):
+        return None
+    if file_sha256(index_path(data)) != description.get("index_sha256"):
+        return None
+    return measure_training(data, index, index.select("train", description["tracer"]))

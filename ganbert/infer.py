@@ -1,182 +1,271 @@
 """`ganbert infer`: a BIDS-App that writes a synthetic PET for every T1w of a dataset.
 
 A T1w alone is enough. A run that was stopped is continued: what one earlier run with the same model
-and the same input has finished is kept, anything else in the output folder is refused. One bad
-image does not cost the others their result; it is reported at the end.
+and the same input has finished is kept, anything else in the output folder is refused. What goes
+wrong with one image does not cost the others their result; it is listed at the end. The weights are
+loaded once, and while the network is at one T1w the next are read.
 """
 
-import difflib
-import json
-import logging
 import os
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ganbert import derivatives
-from ganbert.atomic import make_folder, output_error, write_text
-from ganbert.data.bids_index import index_bids
+from ganbert.atomic import make_folder
+from ganbert.data.conform import ConformedMri, conform_mri
 from ganbert.data.nifti import check_header, read_volume, write_volume
 from ganbert.data.volume import Volume
-from ganbert.errors import ConfigError, DatasetError, ImageError, OutputError
+from ganbert.errors import ConfigError, GanbertError, ImageError, OutputError
+from ganbert.infer_group import infer_group
+from ganbert.infer_inputs import Scan, acquired_tracers, check_names, find_scans
+from ganbert.infer_log import RunLog
+from ganbert.infer_output import (
+    check_output,
+    is_finished,
+    start_dataset,
+    write_image,
+)
 from ganbert.predict import Predictor, load_predictor
+from ganbert.report.inference import write_subject
+from ganbert.synthesis import Synthesis, check_passes, synthesise
 
-log = logging.getLogger(__name__)
+DEFAULT_PASSES = 4
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
-class Scan:
-    """One T1w to synthesise from; `path` is relative to the dataset."""
+class InferOptions:
+    """What the user may decide besides dataset, output and model.
 
-    subject: str
-    session: str | None
-    path: PurePosixPath
+    Attributes
+    ----------
+    participant_labels, session_labels : with or without `sub-` and `ses-`; none: all
+    filter_file : see `infer_inputs.read_filters`
+    device : "auto", "cpu", "cuda", ...
+    passes : with a changed T1w, for the map of uncertainty; 0: none
+    overwrite : compute again what is finished
+    work_dir : gets the T1w of each subject as the network saw it; None: it is not kept
+    nprocs : cores in use at once; None: all
+    omp_nthreads : of those for the network; None: all
+    check_names : say where the dataset departs from BIDS
+    stop_on_first_crash : end at the first image that goes wrong
+    segmentations : derivatives with `_dseg` images, besides those in the dataset (group)
+    """
+
+    participant_labels: Sequence[str] | None = None
+    session_labels: Sequence[str] | None = None
+    filter_file: Path | None = None
+    device: str = "auto"
+    passes: int = DEFAULT_PASSES
+    overwrite: bool = False
+    work_dir: Path | None = None
+    nprocs: int | None = None
+    omp_nthreads: int | None = None
+    check_names: bool = True
+    stop_on_first_crash: bool = False
+    segmentations: Sequence[Path] = ()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that there is no PET of.
+
+    Attributes
+    ----------
+    error : what went wrong
+    crash_file : its traceback, where it was no mistake in the image
+    """
+
+    scan: Scan
+    error: Exception
+    crash_file: Path | None = None
+
+    def __str__(self) -> str:
+        text = " ".join(str(self.error).split()) or type(self.error).__name__
+        more = f" (traceback: {self.crash_file})" if self.crash_file else ""
+        return f"{self.scan.label}: {text}{more}"
+
+
+@dataclass
+class Outcome:
+    """What came of a run.
+
+    Attributes
+    ----------
+    images : paths, of this run and of an earlier one
+    failures : of this run
+    num_kept : of `images`, how many are of an earlier run
+    """
+
+    images: list[Path] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    num_kept: int = 0
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all images of one run have in common."""
+
+    bids_dir: Path
+    out_dir: Path
+    predictor: Predictor
+    options: InferOptions
+    description: dict[str, Any]
+    log: RunLog
+    console: Console
+
+    def image_of(self, scan: Scan) -> Path:
+        tracer = self.predictor.card.tracer
+        return self.out_dir / derivatives.pet_path(scan.subject, scan.session, tracer)
 
     @property
-    def label(self) -> str:
-        """BIDS labels, for progress and messages."""
-        return f"sub-{self.subject}" + (f" ses-{self.session}" if self.session else "")
+    def facts(self) -> dict[str, str]:
+        facts = derivatives.model_facts(self.description)
+        return facts | {"Device": self.predictor.device.type}
+
+    def is_finished(self, scan: Scan) -> bool:
+        return is_finished(self.image_of(scan), with_std=self.options.passes > 0)
+
+    def say(self, line: str) -> None:
+        _say(self.console, line)
+        self.log.add(line)
 
 
-def _query_t1w(bids_dir: Path) -> list[Scan]:
-    layout = index_bids(bids_dir)
-    files = layout.get(datatype="anat", suffix="T1w", extension=[".nii", ".nii.gz"])
-    root = Path(layout.root)
-    return [
-        Scan(
-            file.entities["subject"],
-            file.entities.get("session"),
-            PurePosixPath(Path(file.path).relative_to(root).as_posix()),
-        )
-        for file in files
-        if "subject" in file.entities
-    ]
-
-
-def _choose_one_each(scans: Sequence[Scan]) -> list[Scan]:
-    """Keep one T1w per subject and session: the one with the fewest entities, then by name."""
-    groups: dict[tuple[str, str], list[Scan]] = defaultdict(list)
-    for scan in scans:
-        groups[scan.subject, scan.session or ""].append(scan)
-    chosen = []
-    for _, group in sorted(groups.items()):
-        group.sort(key=lambda scan: (scan.path.name.count("_"), scan.path.name))
-        chosen.append(group[0])
-        if len(group) > 1:
-            first = group[0]
-            log.warning("%s: %d T1w, %s is used", first.label, len(group), first.path.name)
-    return chosen
-
-
-def _near_misses(bids_dir: Path) -> str:
-    """Name what is there instead of a T1w, at most three files."""
-    images = sorted(path for path in bids_dir.rglob("*.nii*") if path.is_file())
-    if not images:
-        return "no NIfTI file at all"
-    names = ", ".join(path.relative_to(bids_dir).as_posix() for path in images[:3])
-    return f"{len(images)} NIfTI files and no T1w among them, for example {names}"
-
-
-def _select(scans: Sequence[Scan], labels: Sequence[str], bids_dir: Path) -> list[Scan]:
-    wanted = [label.removeprefix("sub-") for label in labels]
-    there = {scan.subject for scan in scans}
-    for label in wanted:
-        if label not in there:
-            near = difflib.get_close_matches(label, sorted(there), n=3, cutoff=0.5)
-            options = ", ".join(f"sub-{name}" for name in near or sorted(there)[:3])
-            raise DatasetError(
-                bids_dir,
-                expected=f"a T1w of sub-{label}",
-                found="none",
-                remedy=f"choose from those that have one, such as {options}",
-            )
-    return [scan for scan in scans if scan.subject in wanted]
-
-
-def find_scans(bids_dir: Path, participant_labels: Sequence[str] | None = None) -> list[Scan]:
-    """Find the T1w images of a BIDS dataset, one per subject and session.
+def infer(
+    bids_dir: Path,
+    out_dir: Path,
+    *,
+    model: Path | None = None,
+    level: str = "participant",
+    options: InferOptions | None = None,
+    console: Console | None = None,
+) -> Outcome:
+    """Write a synthetic PET, as a BIDS derivative, for every T1w of a dataset.
 
     Parameters
     ----------
-    bids_dir : the dataset; needs no `dataset_description.json`
-    participant_labels : with or without `sub-`; none: all subjects
+    bids_dir : dataset with T1w images; nothing else is needed
+    out_dir : new, empty, or the output of an earlier run with this model and dataset: what that
+        run has finished is kept and not computed again
+    model : a run, its export, or a file of the export; not needed for the group
+    level : "participant", or "group": report and tables of what is there
+    console : where progress and the summary go; default: standard output
 
     Raises
     ------
-    DatasetError
-        If the folder is missing, holds no T1w, or lacks one of a subject that was asked for.
+    CheckpointError, ConfigError, DatasetError, OutputError
+        Before anything is written.
+    ImageError
+        If no T1w could be used, or one could not and `stop_on_first_crash` is set.
     """
-    if not bids_dir.is_dir():
-        found = "a file" if bids_dir.exists() else "nothing"
-        remedy = "check the path"
-        raise DatasetError(bids_dir, expected="a BIDS folder", found=found, remedy=remedy)
-    scans = _choose_one_each(_query_t1w(bids_dir))
-    if not scans:
-        raise DatasetError(
-            bids_dir,
-            expected="sub-*/[ses-*/]anat/sub-*_T1w.nii[.gz]",
-            found=_near_misses(bids_dir),
-            remedy="name the images as BIDS does, or point to the top folder of the dataset",
-        )
-    if participant_labels:
-        return _select(scans, participant_labels, bids_dir)
-    folders = {path.name for path in bids_dir.glob("sub-*") if path.is_dir()}
-    without = sorted(folders - {f"sub-{scan.subject}" for scan in scans})
-    if without:
-        log.warning("no T1w, left out: %s", ", ".join(without))
-    return scans
+    options, console = options or InferOptions(), console or Console()
+    if level == "group":
+        labels = options.participant_labels
+        infer_group(bids_dir, out_dir, labels, options.segmentations, console)
+        return Outcome()
+    if level != "participant":
+        remedy = "say participant, or group for the report about all of them"
+        expected = "participant or group"
+        raise ConfigError("analysis level", expected=expected, found=repr(level), remedy=remedy)
+    if model is None:
+        remedy = "give the folder of a run, or an exported generator.safetensors"
+        raise ConfigError("--model", expected="a model", found="none", remedy=remedy)
+    check_passes(options.passes, "--uncertainty")
+    predictor = load_predictor(model, options.device)
+    scans = find_scans(
+        bids_dir, options.participant_labels, options.session_labels, options.filter_file
+    )
+    description = derivatives.dataset_description(predictor.card, bids_dir, out_dir)
+    check_output(out_dir, description)
+    log = RunLog(out_dir, derivatives.model_facts(description) | {"T1w images": str(len(scans))})
+    job = _Job(bids_dir, out_dir, predictor, options, description, log, console)
+    if options.check_names:
+        for remark in check_names(bids_dir, scans):
+            job.say(f"note: {remark}; --skip-bids-validation leaves this out")
+    return _run(job, scans)
 
 
-def _read_description(file: Path) -> dict[str, Any]:
+def _run(job: _Job, scans: Sequence[Scan]) -> Outcome:
+    num_readers = _share_cores(job)
+    outcome = Outcome()
+    todo = []
+    for scan in scans:
+        if job.options.overwrite or not job.is_finished(scan):
+            todo.append(scan)
+            continue
+        outcome.images.append(job.image_of(scan))
+        if not (job.out_dir / f"sub-{scan.subject}.html").is_file():
+            _write_page(job, scan)
+    outcome.num_kept = len(outcome.images)
+    if outcome.num_kept and todo:
+        job.log.open()
+    with _progress(job.console) as progress:
+        task = progress.add_task("infer", total=len(scans), completed=outcome.num_kept)
+        for scan, read in read_ahead(lambda scan: _read(job, scan), todo, num_readers):
+            _one(job, scan, read, outcome)
+            progress.advance(task)
+    outcome.images.sort()
+    _sum_up(job, outcome, len(scans))
+    return outcome
+
+
+def _one(
+    job: _Job, scan: Scan, read: "Future[tuple[Volume, ConformedMri]]", outcome: Outcome
+) -> None:
+    """Make one image; what goes wrong with it alone is kept for the end."""
+    predictor, started = job.predictor, time.perf_counter()
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _check_output(out_dir: Path, description: dict[str, Any]) -> None:
-    """Refuse an output folder that is someone else's, or cannot be written."""
-    try:
-        is_used = _is_used(out_dir)
-    except OSError as error:
-        raise output_error(out_dir, error) from error
-    if not is_used:
+        note = check_header(job.bids_dir / scan.path)
+        if note:
+            job.say(f"{scan.label}: {note}")
+        made = _synthesise(job, scan, read)
+        if not (job.out_dir / derivatives.DESCRIPTION_NAME).exists():
+            start_dataset(job.out_dir, job.description, predictor.card, job.options.passes)
+            job.log.open()
+        _write(job, scan, made)
+        _write_page(job, scan)
+    except OutputError:
+        raise  # what cannot be written for one cannot be written for the next
+    except Exception as error:  # noqa: BLE001 - a bug or a lack of memory: the others go on
+        outcome.failures.append(_failure(job, scan, error))
         return
-    found_description = _read_description(out_dir / derivatives.DESCRIPTION_NAME)
-    if not derivatives.is_continuation(found_description, description):
-        raise OutputError(
-            out_dir,
-            expected="an empty folder, or the output of this model for this dataset",
-            found="other files",
-            remedy="choose an empty or new folder",
-        )
+    seconds = time.perf_counter() - started
+    warned = f", {made.quality.num_warnings} warnings" if made.quality.num_warnings else ""
+    job.log.add(f"{scan.label}: done in {seconds:.1f} s{warned}")
+    for flag in made.quality.flags:
+        if flag.severity == "warning":
+            job.say(f"{scan.label}: {flag.name}: {flag.text}")
+    outcome.images.append(job.image_of(scan))
 
 
-def _is_used(out_dir: Path) -> bool:
-    """Whether there is anything in the folder, which must be one that can be written."""
-    existing = next(path for path in (out_dir, *out_dir.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        found = "a file" if existing.is_file() else "no permission to write"
-        remedy = "choose another output folder"
-        raise OutputError(existing, expected="a writable folder", found=found, remedy=remedy)
-    return out_dir.is_dir() and any(out_dir.iterdir())
+def _failure(job: _Job, scan: Scan, error: Exception) -> Failure:
+    is_known = isinstance(error, GanbertError)
+    if job.options.stop_on_first_crash:
+        raise error
+    is_started = (job.out_dir / derivatives.DESCRIPTION_NAME).exists()
+    # No traceback of a mistake that the line explains, and no folder for a traceback alone.
+    file = None if is_known or not is_started else job.log.crash(scan.stem, error)
+    failure = Failure(scan, error, file)
+    job.say(str(failure))
+    return failure
 
 
-def _start_dataset(out_dir: Path, description: dict[str, Any], readme: str) -> None:
-    make_folder(out_dir)
-    derivatives.write_json(out_dir / derivatives.DESCRIPTION_NAME, description)
-    write_text(out_dir / "README", readme)
-
-
-def _synthesise(path: Path, predictor: Predictor) -> Volume:
+def _read(job: _Job, scan: Scan) -> tuple[Volume, ConformedMri]:
+    """Read a T1w and bring it onto the grid of the network; in another thread than the network."""
+    path = job.bids_dir / scan.path
     try:
-        return predictor.predict(read_volume(path))
+        mri = read_volume(path)
+        return mri, conform_mri(mri, job.predictor.card.mri_grid)
     except ImageError as error:
         # What only sees voxels cannot name the file.
         where = error.where if str(path) in str(error.where) else path
@@ -185,25 +274,85 @@ def _synthesise(path: Path, predictor: Predictor) -> Volume:
         ) from error
 
 
-def _write(image: Path, pet: Volume, sidecar: dict[str, Any]) -> None:
-    """Write the image, then its sidecar: a sidecar says that a subject is finished."""
-    make_folder(image.parent)
-    write_volume(image, pet)
-    derivatives.write_json(_sidecar_of(image), sidecar)
+def _synthesise(job: _Job, scan: Scan, read: "Future[tuple[Volume, ConformedMri]]") -> Synthesis:
+    mri, conformed = read.result()
+    return synthesise(
+        job.predictor,
+        mri,
+        conformed=conformed,
+        passes=job.options.passes,
+        tracers=acquired_tracers(job.bids_dir, scan),
+    )
 
 
-def _sidecar_of(image: Path) -> Path:
-    return image.with_name(derivatives.sidecar_path(PurePosixPath(image.name)).name)
+def read_ahead(
+    read: Callable[[_Item], _Result], items: Sequence[_Item], num_readers: int
+) -> Iterator[tuple[_Item, "Future[_Result]"]]:
+    """Yield each item with its result to come, while the next ones are read.
+
+    Parameters
+    ----------
+    read : called in threads
+    num_readers : items that are read, or wait to be taken, at once besides the one that was
+        yielded; bounds the memory
+    """
+    with ThreadPoolExecutor(num_readers, thread_name_prefix="read") as pool:
+        waiting: deque[tuple[_Item, Future[_Result]]] = deque()
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(read, item)))
+                if len(waiting) > num_readers:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            for _, future in waiting:
+                future.cancel()
 
 
-def _raise_failures(failures: Sequence[ImageError], num_scans: int, out_dir: Path) -> None:
+def _share_cores(job: _Job) -> int:
+    """Give the network its threads, and return how many T1w are read at once."""
+    num_cores = job.options.nprocs or len(os.sched_getaffinity(0))
+    num_threads = min(job.options.omp_nthreads or num_cores, num_cores)
+    torch.set_num_threads(num_threads)
+    return max(1, num_cores - num_threads)
+
+
+def _write(job: _Job, scan: Scan, made: Synthesis) -> None:
+    write_image(job.image_of(scan), job.predictor.card, scan.path, made, job.options.passes)
+    if job.options.work_dir is not None:
+        folder = make_folder(job.options.work_dir / f"sub-{scan.subject}")
+        file = folder / f"{scan.stem}_desc-conformed_T1w.nii.gz"
+        write_volume(file, made.conformed.volume, dtype="uint8")
+
+
+def _write_page(job: _Job, scan: Scan) -> None:
+    write_subject(job.out_dir, f"sub-{scan.subject}", job.facts)
+
+
+def _sum_up(job: _Job, outcome: Outcome, num_scans: int) -> None:
+    """Say what came of it, list what failed, and raise if there is nothing else."""
+    kept = f" ({outcome.num_kept} from an earlier run)" if outcome.num_kept else ""
+    job.say(f"{len(outcome.images)} of {num_scans} synthetic PET in {job.out_dir}{kept}")
+    failures = outcome.failures
+    if failures and outcome.images:
+        job.say(f"failed: {len(failures)} of {num_scans}")
+        for failure in failures:
+            job.say(f"  {failure}")
+        job.say("mend them and run the same command again; what is finished is kept")
+        return
+    bug = next((f.error for f in failures if not isinstance(f.error, GanbertError)), None)
+    if bug is not None:
+        raise bug
     if len(failures) == 1:
-        raise failures[0]
+        raise failures[0].error
     if failures:
+        first = failures[0].error
         raise ImageError(
-            out_dir,
+            job.out_dir,
             expected=f"{num_scans} readable T1w",
-            found=f"{len(failures)} that are not, listed above; the first is {failures[0].where}",
+            found=f"{len(failures)} that are not, listed above; the first is "
+            f"{first.where if isinstance(first, GanbertError) else first}",
             remedy="mend them and run the same command again, what is finished is kept",
         )
 
@@ -221,89 +370,3 @@ def _progress(console: Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
     )
-
-
-def infer(
-    bids_dir: Path,
-    out_dir: Path,
-    *,
-    model: Path,
-    participant_labels: Sequence[str] | None = None,
-    level: str = "participant",
-    device: str = "auto",
-    console: Console | None = None,
-) -> list[Path]:
-    """Write a synthetic PET, as a BIDS derivative, for every T1w of a dataset.
-
-    Parameters
-    ----------
-    bids_dir : dataset with T1w images; nothing else is needed
-    out_dir : new, empty, or the output of an earlier run with this model and dataset: what that
-        run has finished is kept and not computed again
-    model : a run, its export, or a file of the export
-    participant_labels : with or without `sub-`; none: all subjects
-    level : "participant", the only one there is
-    device : "auto", "cpu", "cuda", ...
-    console : where progress and the summary go; default: standard output
-
-    Returns
-    -------
-    Paths of the images, of this run and of an earlier one.
-
-    Raises
-    ------
-    CheckpointError, DatasetError, OutputError
-        Before anything is written.
-    ImageError
-        After all other subjects have their image, if a T1w cannot be used.
-    """
-    if level != "participant":
-        remedy = "say participant, each image is synthesised on its own"
-        raise ConfigError(
-            "analysis level", expected="participant", found=repr(level), remedy=remedy
-        )
-    console = console or Console()
-    predictor = load_predictor(model, device)
-    scans = find_scans(bids_dir, participant_labels)
-    description = derivatives.dataset_description(predictor.card, bids_dir, out_dir)
-    _check_output(out_dir, description)
-    return _run(scans, bids_dir, out_dir, predictor, description, console)
-
-
-def _run(
-    scans: Sequence[Scan],
-    bids_dir: Path,
-    out_dir: Path,
-    predictor: Predictor,
-    description: dict[str, Any],
-    console: Console,
-) -> list[Path]:
-    card = predictor.card
-    images: list[Path] = []
-    failures: list[ImageError] = []
-    num_kept = 0
-    with _progress(console) as progress:
-        for scan in progress.track(scans, description="infer"):
-            name = derivatives.pet_path(scan.subject, scan.session, card.tracer)
-            image = out_dir / name
-            if image.is_file() and _sidecar_of(image).is_file():
-                num_kept += 1
-                images.append(image)
-                continue
-            try:
-                note = check_header(bids_dir / scan.path)
-                if note:
-                    _say(console, f"{scan.label}: {note}")
-                pet = _synthesise(bids_dir / scan.path, predictor)
-            except ImageError as error:
-                failures.append(error)
-                _say(console, f"{scan.label}: {error}")
-                continue
-            if not (out_dir / derivatives.DESCRIPTION_NAME).exists():
-                _start_dataset(out_dir, description, derivatives.readme(card))
-            _write(image, pet, derivatives.pet_sidecar(card, scan.path))
-            images.append(image)
-    kept = f" ({num_kept} from an earlier run)" if num_kept else ""
-    _say(console, f"{len(images)} of {len(scans)} synthetic PET in {out_dir}{kept}")
-    _raise_failures(failures, len(scans), out_dir)
-    return images

@@ -22,6 +22,7 @@ from ganbert.folder_lock import held
 from ganbert.recipe import Recipe
 from ganbert.resuming import announce, changed_settings, check_resumable
 from ganbert.run_folder import DESCRIPTION_NAME, read_description
+from ganbert.seen import measure_training
 from ganbert.tracers import declared_data_range
 
 # A ratio this many times off leaves most ids unused, or most tokens beyond them.
@@ -63,6 +64,18 @@ class Run:
         """Rows of the training split that show the run's tracer."""
         return self.index.select("train", self.tracer)
 
+    def build_labels(self, device: str) -> dict[str, str]:
+        """What tells two runs apart on a dashboard; no path, and nobody's name."""
+        versions = {name: importlib.metadata.version(name) for name in ("torch", "deepspeed")}
+        recipe = self.recipe_path.resolve()
+        return {
+            "version": ganbert.__version__,
+            "recipe": recipe.parent.name if recipe.is_file() else recipe.name,
+            "tracer": self.tracer,
+            "device": device,
+            **versions,
+        }
+
     def remarks(self) -> list[str]:
         """What whoever started the run should know, a line each."""
         changed = announce(self.changed) if self.changed else None
@@ -90,8 +103,13 @@ class Run:
             "`intensity_ratio: auto` in run.yaml takes the one that fits"
         )
 
-    def card(self, num_steps: int) -> dict[str, object]:
-        """What a generator trained for `num_steps` must say of itself (see `ModelCard`)."""
+    def card(self, num_steps: int, *, with_seen: bool = True) -> dict[str, object]:
+        """What a generator trained for `num_steps` must say of itself (see `ModelCard`).
+
+        Parameters
+        ----------
+        with_seen : read a few training MRIs to say what they were like
+        """
         rows = self.training_rows
         unit = rows[0].unit
         return {
@@ -108,6 +126,7 @@ class Run:
             "num_steps": num_steps,
             "num_training_rows": len(rows),
             "index_sha256": self.index_sha256,
+            "seen": measure_training(self.data, self.index, rows) if with_seen else None,
         }
 
 
@@ -256,7 +275,7 @@ def describe_checkpoint(
     run: Run, world_size: int, device: str, step: int, samples_seen: int
 ) -> dict[str, object]:
     """What a checkpoint says of its run: the same, how far it is, and the model card."""
-    card = run.card(step)
+    card = run.card(step, with_seen=False)  # no rank waits for images to be read
     return describe_run(run, world_size, device) | {
         "epoch": samples_seen / len(run.training_rows),
         "card": ModelCard(**card, weights_sha256="").model_dump(

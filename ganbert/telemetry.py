@@ -1,190 +1,26 @@
-"""What a step of training was like: one `StepStats`, three sinks. The only prometheus_client user.
+"""Where a step of training goes: one `StepStats`, three sinks.
 
 `train` makes a `StepStats` at each optimiser step and hands it to `Telemetry`, which shows it on
-the console and writes it to `log.jsonl` (rank 0), and exports it to Prometheus (the first rank of
-each node; one endpoint a process, never the multiprocess mode, which leaves series of dead
-processes).
+the console and writes it to `log.jsonl` (rank 0), and exports it to Prometheus (`exporter`; the
+first rank of each node).
 """
 
 import json
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ganbert.errors import PlatformError
+from ganbert.exporter import PrometheusSink
+from ganbert.step_stats import StepStats, losses_of
 
-# Seconds; a CPU demo step takes seconds, a step on a fast GPU tenths.
-_STEP_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0)
 _PLAIN_INTERVAL_SECONDS = 15.0
-
-
-@dataclass(frozen=True)
-class StepStats:
-    """One optimiser step. Losses, accuracies: means over all ranks and micro-batches, unweighted.
-
-    The discriminator's losses are against its smoothed labels where `label_smoothing` is set.
-
-    Attributes
-    ----------
-    step : optimiser steps done, this one included
-    samples_seen : volumes seen by all ranks since the start of training
-    epoch : samples_seen divided by the number of training rows
-    seconds : wall time of the step; data_wait_seconds is the part spent waiting for the loader
-    own_seconds : of each rank, the part that it spent without the others (see `stragglers`)
-    volumes_per_second : over all ranks
-    validation_l1 : of the generator on validation subjects, at steps that end with a checkpoint
-    nsp_accuracy_real, nsp_accuracy_generated : share that BERT judged rightly, or of the patches
-        that a CNN without BERT did, 0..1
-
-    What belongs to a head that the recipe's discriminator does not have is None.
-    """
-
-    step: int
-    samples_seen: int
-    epoch: float
-    seconds: float
-    volumes_per_second: float
-    data_wait_seconds: float
-    learning_rate_generator: float
-    loss_l1: float
-    learning_rate_discriminator: float | None = None
-    loss_nsp_generator: float | None = None
-    loss_mlm_generator: float | None = None
-    loss_patch_generator: float | None = None
-    loss_nsp_discriminator: float | None = None
-    loss_mlm_discriminator: float | None = None
-    loss_patch_discriminator: float | None = None
-    loss_r1_discriminator: float | None = None
-    nsp_accuracy_real: float | None = None
-    nsp_accuracy_generated: float | None = None
-    own_seconds: list[float] = field(default_factory=list)
-    validation_l1: float | None = None
-
-
-def _starting_with(stats: StepStats, prefix: str) -> dict[str, float]:
-    """Fields of that prefix that have a value, by the rest of their names."""
-    return {
-        name.removeprefix(prefix): value
-        for name, value in asdict(stats).items()
-        if name.startswith(prefix) and value is not None
-    }
-
-
-def _losses(stats: StepStats) -> dict[tuple[str, str], float]:
-    """Values by (network, term)."""
-    losses = {}
-    for name, value in _starting_with(stats, "loss_").items():
-        term, _, network = name.partition("_")
-        losses[network or "generator", term] = value  # L1 is the generator's alone
-    return losses
-
-
-class PrometheusSink:
-    """The series of one process, and the HTTP endpoint that serves them.
-
-    Parameters
-    ----------
-    port : 0 takes any free port; `port` then tells which
-    ranks : of this node
-
-    Raises
-    ------
-    PlatformError
-        If the port is taken.
-    """
-
-    def __init__(
-        self, port: int, ranks: Sequence[int] = (0,), registry: CollectorRegistry | None = None
-    ) -> None:
-        self._ranks = ranks
-        self.registry = registry or CollectorRegistry()
-        self._define()
-        try:
-            self._server, self._thread = start_http_server(port, registry=self.registry)
-        except OSError as error:
-            raise PlatformError(
-                f"metrics_port {port}",
-                expected="a free port",
-                found=error.strerror or "an error",
-                remedy="set another metrics_port in run.yaml, or 0 for any free one",
-            ) from error
-        self.port: int = self._server.server_port
-
-    def _define(self) -> None:
-        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
-            return Gauge(f"ganbert_{name}", text, labels, registry=self.registry)
-
-        def counter(name: str, text: str) -> Counter:
-            return Counter(f"ganbert_{name}", text, registry=self.registry)
-
-        self._step = gauge("step", "Optimiser steps done since the start of training")
-        self._steps = counter("steps", "Optimiser steps done by this process")
-        self._volumes = counter("volumes", "MRI and PET pairs trained on by the ranks of this node")
-        self._wait = counter("data_wait_seconds", "Time this rank waited for the loader")
-        self._seconds = Histogram(
-            "ganbert_step_seconds",
-            "Wall time of an optimiser step",
-            buckets=_STEP_BUCKETS,
-            registry=self.registry,
-        )
-        self._epoch = gauge("epoch", "Passes over the training rows")
-        self._loss = gauge("loss", "Unweighted term of Eq. 1", ("network", "term"))
-        self._accuracy = gauge(
-            "nsp_accuracy_ratio", "Share judged rightly by the discriminator", ("kind",)
-        )
-        self._rate = gauge("learning_rate", "Learning rate", ("network",))
-        self._own = gauge(
-            "rank_own_seconds",
-            "Part of the last step that a rank of this node spent without the others",
-            ("rank",),
-        )
-        self._validation = gauge("validation_l1", "Mean L1 on validation subjects, normalised")
-        self._checkpoint_step = gauge("checkpoint_step", "Step of the newest checkpoint")
-        self._checkpoint_bytes = gauge("checkpoint_bytes", "Size of the newest checkpoint")
-        self._checkpoint_seconds = Histogram(
-            "ganbert_checkpoint_seconds",
-            "Time that training stood still for a checkpoint",
-            buckets=_STEP_BUCKETS,
-            registry=self.registry,
-        )
-
-    def write(self, stats: StepStats, new_volumes: int) -> None:
-        """Take over one step."""
-        self._step.set(stats.step)
-        self._steps.inc()
-        self._volumes.inc(new_volumes)
-        self._wait.inc(stats.data_wait_seconds)
-        self._seconds.observe(stats.seconds)
-        self._epoch.set(stats.epoch)
-        if stats.validation_l1 is not None:
-            self._validation.set(stats.validation_l1)
-        for labels, value in _losses(stats).items():
-            self._loss.labels(*labels).set(value)
-        for rank in self._ranks if stats.own_seconds else ():
-            self._own.labels(str(rank)).set(stats.own_seconds[rank])
-        for family, prefix in ((self._accuracy, "nsp_accuracy_"), (self._rate, "learning_rate_")):
-            for name, value in _starting_with(stats, prefix).items():
-                family.labels(name).set(value)
-
-    def saved(self, step: int, seconds: float, num_bytes: int) -> None:
-        """Take over a checkpoint."""
-        self._checkpoint_step.set(step)
-        self._checkpoint_bytes.set(num_bytes)
-        self._checkpoint_seconds.observe(seconds)
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 class JsonlSink:
@@ -241,7 +77,7 @@ class ConsoleSink:
         words = [f"{stats.volumes_per_second:.2f} vol/s  L1 {stats.loss_l1:.3f}"]
         for network, letter in (("generator", "G"), ("discriminator", "D")):
             of_network = {
-                t: v for (n, t), v in _losses(stats).items() if n == network and t != "l1"
+                t: v for (n, t), v in losses_of(stats).items() if n == network and t != "l1"
             }
             if of_network:
                 words.append(" ".join([letter, *(f"{t} {v:.2f}" for t, v in of_network.items())]))
@@ -281,6 +117,8 @@ class Telemetry:
     port : where this process serves /metrics; None if it does not
     total, done : optimiser steps of the run, and of them those done before
     ranks : of this node
+    num_ranks : of the whole run
+    build : versions and names for `ganbert_build_info`
     """
 
     def __init__(
@@ -292,11 +130,15 @@ class Telemetry:
         total: int,
         done: int,
         ranks: Sequence[int] = (0,),
+        num_ranks: int = 1,
+        build: Mapping[str, str] | None = None,
     ) -> None:
         self._sinks: list[Any] = []
         if is_first:
             self._sinks = [JsonlSink(run / "log.jsonl")]
         self._prometheus = None if port is None else PrometheusSink(port, ranks)
+        if self._prometheus is not None:
+            self._prometheus.begin(total, done, num_ranks, build or {})
         if is_first:
             self._sinks.append(ConsoleSink(total, done))
 

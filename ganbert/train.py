@@ -47,6 +47,7 @@ from ganbert.engines import (
     check_weights,
     init_world,
     leave_world,
+    optimiser_facts,
     recipe_settings,
 )
 from ganbert.errors import EXIT_INTERRUPTED, one_line_errors
@@ -63,10 +64,11 @@ from ganbert.runs import (
     write_description,
 )
 from ganbert.sample_log import SampleLog
+from ganbert.step_stats import PhaseClock, StepStats
 from ganbert.steps import discriminator_step, generator_step
 from ganbert.stragglers import OwnTime, StragglerWatch, host_names
 from ganbert.supervisor import when_gone
-from ganbert.telemetry import StepStats, Telemetry
+from ganbert.telemetry import Telemetry
 from ganbert.train_options import TrainOptions, parse_options
 from ganbert.validation import validation_l1, validation_rows
 
@@ -152,29 +154,37 @@ def train(
     """
     config = run.recipe.run
     samples_per_step = engines.micro_batch * engines.accumulation * world.size
-    num_rows, own_time = len(run.training_rows), OwnTime(world.device)
+    num_rows, own_time, clock = len(run.training_rows), OwnTime(world.device), PhaseClock()
 
     while state.step < config.max_steps:
-        started, waited = time.perf_counter(), 0.0
+        started = time.perf_counter()
         measured: list[dict[str, Tensor]] = []
         for micro in range(engines.accumulation):
             with own_time.running():
-                asked = time.perf_counter()
-                batch = next(batches)
-                waited += time.perf_counter() - asked
+                with clock.running("data"):
+                    batch = next(batches)
                 micro_step = state.step * engines.accumulation + micro
                 samples.write(micro_step, batch.rows)
                 masks_of = seed_micro_step(config.seed, micro_step, world.rank)
                 masks = engines.sample_masks(3 * len(batch.mri), masks_of)
                 judged, made = masks.to(world.device).tensor_split([2 * len(batch.mri)])
                 # One forward pass of the generator serves both steps.
-                pet_fake = engines.generator(batch.mri)
-            of_discriminator = discriminator_step(engines, batch, pet_fake, judged, config.losses)
-            of_generator = generator_step(engines, batch, pet_fake, made, config.losses, state.step)
+                with clock.running("generator_forward"):
+                    pet_fake = engines.generator(batch.mri)
+            with clock.running("discriminator"):
+                of_discriminator = discriminator_step(
+                    engines, batch, pet_fake, judged, config.losses
+                )
+            with clock.running("generator"):
+                of_generator = generator_step(
+                    engines, batch, pet_fake, made, config.losses, state.step
+                )
             measured.append(of_discriminator | of_generator)
 
         # The wish to stop travels with the statistics: all ranks leave at the same step.
-        means, interrupted, own_seconds = average(measured, stop, own_time.take(), world)
+        with clock.running("exchange"):
+            means, interrupted, own_seconds = average(measured, stop, own_time.take(), world)
+        phases = clock.take()
         seconds = time.perf_counter() - started
         state = state.model_copy(
             update={
@@ -190,14 +200,12 @@ def train(
                 epoch=state.samples_seen / num_rows,
                 seconds=seconds,
                 volumes_per_second=samples_per_step / seconds,
-                data_wait_seconds=waited,
-                learning_rate_generator=engines.generator.get_lr()[0],
-                learning_rate_discriminator=engines.discriminator.get_lr()[0]
-                if engines.discriminator
-                else None,
+                data_wait_seconds=phases["data"],
+                phase_seconds=phases,
                 own_seconds=[round(seconds, 4) for seconds in own_seconds],
                 validation_l1=state.validation_l1,
                 **means,
+                **optimiser_facts(engines),
             ),
             samples_per_step * world.local_size // world.size,
         )
@@ -323,6 +331,8 @@ def run_training(
                 total=max_steps,
                 done=state.step,
                 ranks=world.ranks_here,
+                num_ranks=world.size,
+                build=run.build_labels(world.describe_device()),
             )
         )
         alarm.on_failure(telemetry.close)

@@ -5,6 +5,7 @@ counts as unit); only `slow` is written by hand. Tests that need hardware or a p
 here skip with that reason, which pytest lists at the end of the run (`-ra`).
 """
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -19,8 +20,31 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 TESTS = Path(__file__).parent
 FOLDERS = (
-    *("unit", "numerics", "integration", "distributed", "cluster", "chaos", "gpu", "browser"),
+    "unit",
+    "numerics",
+    "integration",
+    "distributed",
+    "cluster",
+    "chaos",
+    "kubernetes",
+    "gpu",
+    "browser",
+    "serve",
     "images",
+    "monitoring",
+)
+# Where slow tests take the whole machine (ranks, hosts, browsers): one of them at a time, beside
+# those that take one core.
+WHOLE_MACHINE = (
+    "distributed",
+    "cluster",
+    "chaos",
+    "kubernetes",
+    "gpu",
+    "browser",
+    "serve",
+    "images",
+    "monitoring",
 )
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -42,6 +66,18 @@ def _missing_hosts() -> str | None:
     return missing()
 
 
+def _missing_kubectl() -> str | None:
+    from tests.kubernetes.manifests import kubectl
+
+    found = kubectl() is not None
+    return None if found else "no kubectl with kustomize 5 or newer (make kubernetes-tools)"
+
+
+def _missing_service() -> str | None:
+    names = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+    return f"no {' and no '.join(names)} (pip install .[serve])" if names else None
+
+
 def _missing_containers() -> str | None:
     from tests.images.containers import missing
 
@@ -52,6 +88,8 @@ REQUIREMENTS = {
     "cluster": _missing_hosts,
     "gpu": _missing_gpu,
     "browser": _missing_browser,
+    "kubernetes": _missing_kubectl,
+    "serve": _missing_service,
     "images": _missing_containers,
 }
 
@@ -64,6 +102,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if folder not in FOLDERS:
             raise pytest.UsageError(f"{item.path}: tests stand in one of {', '.join(FOLDERS)}")
         item.add_marker("unit" if folder == "numerics" else folder)
+        # The tests of a file share what its fixtures made.
+        is_heavy = folder in WHOLE_MACHINE and item.get_closest_marker("slow") is not None
+        group = "whole machine" if is_heavy else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
         if folder in REQUIREMENTS:
             if folder not in missing:
                 missing[folder] = REQUIREMENTS[folder]()

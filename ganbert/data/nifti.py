@@ -31,6 +31,7 @@ Neither header carries free text: `descrip`, `db_name` and the like may name a p
 import gzip
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -40,7 +41,7 @@ from scipy import ndimage
 
 from ganbert.atomic import replacing
 from ganbert.data.index import file_sha256
-from ganbert.data.nifti_header import files_of, open_image
+from ganbert.data.nifti_header import affine_of, check_shape, files_of, open_image
 from ganbert.data.nifti_voxels import read_stored, to_float32
 from ganbert.data.volume import Affine, FloatArray, Volume
 from ganbert.errors import ImageError, OutputError
@@ -88,6 +89,53 @@ def read_volume(
     return Volume(array, affine[:, [1, 2, 0, 3]], unit)
 
 
+def from_nibabel(image: Any, unit: str = "arbitrary") -> Volume:
+    """Return the volume of a nibabel image in memory; of any orientation.
+
+    Parameters
+    ----------
+    image : `nibabel.SpatialImage`, 3D or 4D
+    unit : of its intensities
+
+    Returns
+    -------
+    Volume
+        (T, D, H, W) float32; closest RAS+ axes
+
+    Raises
+    ------
+    ImageError
+        If it is not 3D or 4D, has no usable orientation, or any voxel is not finite or beyond
+        `MAX_VALUE`.
+    """
+    name = Path(image.get_filename() or "image")
+    check_shape(name, tuple(image.shape))
+    affine = affine_of(image, name)
+    voxels = image.get_fdata(dtype=np.float32, caching="unchanged")
+    voxels = voxels[..., None] if voxels.ndim == 3 else voxels
+    orientation = io_orientation(affine)
+    affine = affine @ inv_ornt_aff(orientation, voxels.shape[:3])
+    array = np.ascontiguousarray(apply_orientation(voxels, orientation).transpose(3, 1, 2, 0))
+    _check_values(name, array)
+    return Volume(array, affine[:, [1, 2, 0, 3]], unit)
+
+
+def to_nibabel(volume: Volume, *, dtype: npt.DTypeLike = np.float32) -> nib.Nifti1Image:
+    """Return a volume as a nibabel image, (x, y, z[, t]); one frame is 3D.
+
+    Parameters
+    ----------
+    volume : (T, D, H, W)
+    dtype : of the voxels; integer types are rounded and clipped, never rescaled
+    """
+    # (C, D, H, W) = (T, Y, Z, X) -> (X, Y, Z, T)
+    voxels = volume.array.transpose(3, 1, 2, 0)
+    voxels = voxels[..., 0] if voxels.shape[3] == 1 else voxels
+    image = _to_image(voxels, volume.affine[:, [2, 0, 1, 3]], dtype)
+    image.header.set_xyzt_units("mm", "sec" if voxels.ndim == 4 else None)
+    return image
+
+
 def check_header(path: str | Path) -> str | None:
     """Raise what `read_volume` would raise for the header, without reading a voxel.
 
@@ -133,12 +181,7 @@ def write_volume(path: str | Path, volume: Volume, *, dtype: npt.DTypeLike = np.
     OutputError
         If the name is not that of a NIfTI, or the file cannot be written.
     """
-    # (C, D, H, W) = (T, Y, Z, X) -> (X, Y, Z, T)
-    voxels = volume.array.transpose(3, 1, 2, 0)
-    voxels = voxels[..., 0] if voxels.shape[3] == 1 else voxels
-    image = _to_image(voxels, volume.affine[:, [2, 0, 1, 3]], dtype)
-    image.header.set_xyzt_units("mm", "sec" if voxels.ndim == 4 else None)
-    _write(Path(path), image)
+    _write(Path(path), to_nibabel(volume, dtype=dtype))
 
 
 def write_cache(path: str | Path, volume: Volume, *, dtype: npt.DTypeLike) -> None:

@@ -115,7 +115,7 @@ def open_image(path: Path) -> StoredImage:
             block = stream.read(_HEADER_BYTES)
         header = _parse(header_path, block, is_single)
         shape = header.get_data_shape()
-        _check_shape(path, shape)
+        check_shape(path, shape)
         start, stop = _check_size(path, voxel_path, header)
         # What overflows is found too large afterwards.
         with np.errstate(all="ignore"):
@@ -216,7 +216,14 @@ def _quiet_nibabel() -> Iterator[None]:
         nibabel_logger.disabled = False
 
 
-def _check_shape(path: Path, shape: tuple[int, ...]) -> None:
+def check_shape(path: Path, shape: tuple[int, ...]) -> None:
+    """Refuse what is no image of a head: two axes, or more voxels than memory.
+
+    Raises
+    ------
+    ImageError
+        If it is so.
+    """
     found = f"shape {shape}"
     # A single slice stored with a third axis of 1 is 2D as well.
     if len(shape) not in (3, 4) or min(shape) < 1 or min(shape[:3]) < 2:
@@ -265,8 +272,28 @@ def _world_affine(path: Path, header: Any) -> tuple[Affine, str | None]:
     if min(codes) > 0:
         note = _compare_forms(path, header, affine)
     affine[:3] *= _MM_PER_UNIT[header.get_xyzt_units()[0]]
-    _check_extent(path, affine, header.get_data_shape()[:3])
+    check_extent(path, affine, header.get_data_shape()[:3])
     return affine, note
+
+
+def affine_of(image: Any, path: Path) -> Affine:
+    """Return the affine of a nibabel image in memory, (i, j, k, 1) to RAS+ mm, checked.
+
+    Raises
+    ------
+    ImageError
+        If it has none that says where left is, or one that no scanner has.
+    """
+    header = image.header
+    if isinstance(header, nib.Nifti1Header):  # NIfTI-2 is a kind of it
+        affine, _ = _world_affine(path, header)
+        return affine
+    affine = np.full((4, 4), np.nan) if image.affine is None else np.array(image.affine, np.float64)
+    if not _has_rank_3(affine):
+        remedy = "give the image an affine that places it in the world"
+        raise ImageError(path, expected="an affine of rank 3", found="none", remedy=remedy)
+    check_extent(path, affine, image.shape[:3])
+    return affine
 
 
 def _has_rank_3(affine: Affine) -> bool:
@@ -306,8 +333,18 @@ def _compare_forms(path: Path, header: Any, sform: Affine) -> str | None:
     return f"sform and qform disagree by up to {shift:.1f} voxels; the sform is used"
 
 
-def _check_extent(path: Path, affine: Affine, shape: tuple[int, ...]) -> None:
-    """Refuse voxel sizes and places that no scanner has."""
+def check_extent(path: Path, affine: Affine, shape: tuple[int, ...]) -> None:
+    """Refuse voxel sizes and places that no scanner has.
+
+    Parameters
+    ----------
+    affine, shape : (4, 4), (i, j, k, 1) to RAS+ mm, and the three sizes
+
+    Raises
+    ------
+    ImageError
+        If they are so.
+    """
     remedy = "check voxel sizes, their unit and the affine in the header"
     edges = np.linalg.norm(affine[:3, :3], axis=0)
     if edges.min() < EDGE_MM[0] or edges.max() > EDGE_MM[1]:

@@ -304,6 +304,28 @@ def draw_by_subject(
         return _to_svg(figure, key)
 
 
+def draw_strip(values: dict[str, Array], unit: str, *, key: str) -> Markup:
+    """Draw a row of dots for each group, and a tick at its median.
+
+    Parameters
+    ----------
+    values : group -> (N,) values in `unit`, from top to bottom
+    """
+    rows = np.arange(len(values))[::-1]
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _new_chart("", (CHART_INCHES[0], max(1.2, 0.8 + 0.22 * len(values))))
+        for row, array in zip(rows, values.values(), strict=True):
+            axes.plot(array, np.full(len(array), row), "o", color=FIRST, alpha=0.45, markersize=5)
+            axes.plot(
+                [np.median(array)], [row], "|", color=SECOND, markersize=13, markeredgewidth=2
+            )
+        axes.set_yticks(rows, list(values))
+        axes.set_ylim(-0.7, len(values) - 0.3)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(unit)
+        return _to_svg(figure, key)
+
+
 def draw_bland_altman(
     means: Array, differences: Array, limits: tuple[float, float, float], unit: str, *, key: str
 ) -> Markup:

@@ -105,13 +105,14 @@ def panel_width_mm(view: View) -> float:
     return float(max(size[across] for _, across, _, _ in PLANES))
 
 
-def sample_plane(volume: Volume, frame: int, view: View, plane: int) -> Array:
+def sample_plane(volume: Volume, frame: int, view: View, plane: int, *, order: int = 3) -> Array:
     """Sample one plane on square pixels; outside the volume it is 0.
 
     Parameters
     ----------
     volume : (C, D, H, W)
     plane : position in `PLANES`
+    order : of the spline: 3 cubic, 1 linear, which needs no copy of the volume
 
     Returns
     -------
@@ -126,8 +127,9 @@ def sample_plane(volume: Volume, frame: int, view: View, plane: int) -> Array:
     world[across], world[up] = horizontal[None, :], vertical[:, None]
     world[through] = view.point_mm[through]
     index = np.tensordot(np.linalg.inv(volume.affine), world, axes=1)[:3]
+    array = volume.array[frame] if order == 1 else volume.array[frame].astype(np.float64)
     image: Array = map_coordinates(
-        volume.array[frame].astype(np.float64), index, order=3, mode="constant", cval=0.0
+        array, index, order=order, output=np.float64, mode="constant", cval=0.0
     )
     return image
 

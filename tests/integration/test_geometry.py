@@ -193,7 +193,7 @@ def check_round_trip(tmp_path: Path, seeds: range, export: Path, patch: pytest.M
     card = read_card(export).model_copy(update={"mri_grid": MRI_GRID, "pet_grid": PET_GRID})
     predictor = Predictor(Lens(), card, torch.device("cpu"))  # type: ignore[arg-type]
     patch.setattr(ganbert.infer, "load_predictor", lambda *_: predictor)
-    images = infer(tmp_path / "bids", tmp_path / "synthetic", model=export, console=QUIET)
+    images = infer(tmp_path / "bids", tmp_path / "synthetic", model=export, console=QUIET).images
     assert len(images) == len(spots)
     for path in images:
         subject = path.name.removeprefix("sub-").split("_")[0]

@@ -98,7 +98,7 @@ def test_a_real_t1w_gets_a_pet_that_lies_on_its_brain(
     assert len(again.stderr.splitlines()) == 1
     console = Console(file=io.StringIO())
     image = nib.load(
-        infer(tmp_path / "mni", tmp_path / "out", model=tiny_export, console=console)[0]
+        infer(tmp_path / "mni", tmp_path / "out", model=tiny_export, console=console).images[0]
     )
     mask = load_mni152_brain_mask(resolution=4)
     brain = nib.affines.apply_affine(mask.affine, np.argwhere(np.asarray(mask.dataobj) > 0))

@@ -320,7 +320,13 @@ BAD = [(write_t1w, name, *case) for name, case in BAD_T1W.items()]
 BAD += [(write_pet, name, *case) for name, case in BAD_PET.items()]
 
 
-@pytest.mark.parametrize(("write", "name", "damage", "message"), BAD, ids=lambda case: str(case))
+@pytest.mark.parametrize(
+    ("write", "name", "damage", "message"),
+    [
+        pytest.param(*case, id=f"{case[0].__name__.removeprefix('write_')}-{case[1]}")
+        for case in BAD
+    ],
+)
 def test_an_unusable_image_is_named_and_nothing_stays(
     write: Callable[[Path, str], Path],
     name: str,

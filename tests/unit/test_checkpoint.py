@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,16 @@ def test_export_is_float32_whatever_was_trained(tmp_path: Path) -> None:
     assert all(tensor.dtype == torch.float32 for tensor in loaded.values())
     assert loaded["half"].tolist() == [1.5, -2.0]
     assert loaded["transposed"].tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+
+
+def test_export_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    former = os.umask(0o027)
+    try:
+        folder = export_generator(tmp_path, {"w": torch.zeros(1)}, card_fields())
+    finally:
+        os.umask(former)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()}
+    assert set(modes.values()) == {0o640}, modes
 
 
 def test_export_without_room_leaves_the_one_before_it(tmp_path: Path) -> None:

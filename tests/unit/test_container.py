@@ -121,8 +121,6 @@ def test_compose_fits_the_image_and_the_recipe() -> None:
         assert not service["image"].endswith(":latest")
         for volume in service["volumes"]:
             source = volume.split(":")[0]
-            if source.startswith("./kubernetes/"):
-                continue  # the dashboards: tests/monitoring
             if source.startswith("./"):
                 assert (ROOT / source).exists(), source
             elif not source.startswith("$"):

@@ -89,3 +89,31 @@ def test_checkpoint_without_a_card_is_one_line(run: Path, description: dict[str,
     write_manifest(folder, files)
     with pytest.raises(CheckpointError, match="expected the description of a run with its model"):
         export(run)
+
+
+def test_export_writes_a_model_card_for_people(run: Path) -> None:
+    page = (export(run, "best") / "MODEL_CARD.md").read_text()
+    assert read_card(run / "export").weights_sha256 in page
+    assert "| Optimiser steps | 2 |" in page
+    assert "Synthetic images, for research only" in page
+    assert "Not evaluated" in page
+    assert "is not recorded, so that unusual ones cannot be flagged" in page
+    assert "{{" not in page
+    assert "\n\n\n\n" not in page
+
+
+def test_the_model_card_has_the_evaluation_of_these_weights_alone(run: Path) -> None:
+    weights = read_card(export(run, "best")).weights_sha256
+    score = {"tracer": "AV45", "reference": "real", "mask": "head", "metric": "psnr",
+             "num": 3, "low": 20.0, "high": 22.0}  # fmt: skip
+    scores = [
+        score | {"method": method, "mean": mean}
+        for method, mean in (("ganbert", 21.5), ("mean_of_training", 19.25))
+    ]
+    summary = {"split": "test", "unit": "SUVR", "data_range": [0.0, 3.0], "num_steps": 2,
+               "weights_sha256": weights, "results": scores}  # fmt: skip
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "summary.json").write_text(json.dumps(summary))
+    row = "| real | head | psnr | 21.5 dB | 19.2 dB |"
+    assert row in (export(run, "best") / "MODEL_CARD.md").read_text()
+    assert row not in (export(run, "1") / "MODEL_CARD.md").read_text()

@@ -19,16 +19,18 @@ FLOORS = (
     {"strict"},
     {
         "atomic",
+        "bids_options",
         "config",
         "cores",
         "gpu_arch",
         "run_folder",
+        "step_stats",
         "supervisor",
         "tables",
         "tracers",
         "weights_only",
     },
-    {"folder_lock", "recipe", "train_options"},
+    {"exporter", "folder_lock", "recipe", "train_options"},
     {"data", "models"},  # two columns that never see each other
     {
         "agreement",
@@ -36,14 +38,18 @@ FLOORS = (
         "checkpoint_files",
         "engine_config",
         "engine_files",
+        "infer_inputs",
+        "infer_log",
         "loss_scale",
         "losses",
         "metrics",
         "model_card",
+        "model_page",
         "ranks",
         "resuming",
         "sample_log",
         "scales",
+        "seen",
         "stragglers",
         "telemetry",
         "token_bands",
@@ -55,11 +61,13 @@ FLOORS = (
         "engines",
         "predict",
         "prepared_folder",
+        "quality",
         "report",
         "runs",
         "score_table",
     },
-    {"export", "pair_checks", "steps", "validation"},
+    {"synthesis"},
+    {"export", "infer_group", "infer_output", "pair_checks", "steps", "validation"},
     {
         "train",
         "launch",
@@ -70,6 +78,7 @@ FLOORS = (
         "doctor",
         "inspection",
         "model_table",
+        "serve",
     },
     {"container"},
 )
@@ -88,10 +97,22 @@ DATA_FLOORS = (
     {"cache"},
     {"loader"},
 )
+# And inside serve/.
+SERVE_FLOORS = (
+    {"settings", "measures", "folder", "jobs", "schemas", "pages"},
+    {"uploads", "wire", "worker", "worker_process"},
+    {"pool"},
+    {"routes"},
+    {"application"},
+    {"server"},
+)
 ONLY_IMPORTERS = {
+    "fastapi": {"serve.application", "serve.pages", "serve.routes"},
+    "starlette": {"serve.pages", "serve.routes", "serve.uploads", "serve.wire"},
+    "uvicorn": {"serve.server"},
     "isal": {"data.inflate"},
     "deepspeed": {"engines", "engine_config", "engine_files", "doctor"},
-    "prometheus_client": {"telemetry"},
+    "prometheus_client": {"exporter", "serve.measures", "serve.routes"},
     "nvidia": {"data.pipeline", "data.loader", "doctor"},
 }
 
@@ -148,12 +169,14 @@ def test_imports_go_down(module: str) -> None:
             assert floor_of(top) < height, f"{module} must not import {room}"
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("data.")])
-def test_imports_go_down_inside_data(module: str) -> None:
-    height = floor_of(module.removeprefix("data."), DATA_FLOORS)
+@pytest.mark.parametrize("module", [n for n in MODULES if n.startswith(("data.", "serve."))])
+def test_imports_go_down_inside_a_package(module: str) -> None:
+    package = module.split(".")[0] + "."
+    floors = {"data.": DATA_FLOORS, "serve.": SERVE_FLOORS}[package]
+    height = floor_of(module.removeprefix(package), floors)
     for room in imported_rooms(MODULES[module]):
-        if room.startswith("data."):
-            lower = floor_of(room.removeprefix("data."), DATA_FLOORS) < height
+        if room.startswith(package):
+            lower = floor_of(room.removeprefix(package), floors) < height
             assert lower, f"{module} must not import {room}"
 
 

@@ -4,6 +4,8 @@ import io
 import json
 import logging
 import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy.ndimage import map_coordinates
 
+import ganbert.infer
+from ganbert.bids_options import expand_lists
 from ganbert.errors import CheckpointError, ConfigError, DatasetError, ImageError, OutputError
-from ganbert.infer import find_scans, infer
+from ganbert.infer import InferOptions, infer, read_ahead
+from ganbert.infer_inputs import find_scans
+from ganbert.tables import read_tsv
 
 QUIET = Console(file=io.StringIO())
 # x to the right, y to anterior, z to superior; 6 mm voxels; off the world's origin.
@@ -45,27 +52,38 @@ def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
 
 
+def images_and_sidecars(folder: Path) -> list[str]:
+    return [name for name in files(folder) if "/pet/" in name]
+
+
+def told(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
 def test_every_t1w_gets_its_pet(bids: Path, tmp_path: Path, tiny_export: Path) -> None:
-    images = infer(bids, tmp_path / "out", model=tiny_export, console=QUIET)
+    images = infer(bids, tmp_path / "out", model=tiny_export, console=QUIET).images
     assert [path.name.split("_trc")[0] for path in images] == [
         "sub-01", "sub-02_ses-a", "sub-02_ses-b",
     ]  # fmt: skip
-    tail = "trc-18FAV45_space-T1w_desc-synth_pet"
-    assert files(tmp_path / "out") == [
-        "dataset_description.json",
-        f"sub-01/pet/sub-01_{tail}.json",
-        f"sub-01/pet/sub-01_{tail}.nii.gz",
-        f"sub-02/ses-a/pet/sub-02_ses-a_{tail}.json",
-        f"sub-02/ses-a/pet/sub-02_ses-a_{tail}.nii.gz",
-        f"sub-02/ses-b/pet/sub-02_ses-b_{tail}.json",
-        f"sub-02/ses-b/pet/sub-02_ses-b_{tail}.nii.gz",
+    stems = ("sub-01/pet/sub-01", "sub-02/ses-a/pet/sub-02_ses-a", "sub-02/ses-b/pet/sub-02_ses-b")
+    assert images_and_sidecars(tmp_path / "out") == [
+        f"{stem}_trc-18FAV45_space-T1w_desc-{desc}_pet.{ending}"
+        for stem in stems
+        for desc in ("synth", "synthstd")
+        for ending in ("json", "nii.gz")
     ]
+    log = next((tmp_path / "out" / "logs").glob("infer-*.log")).read_text()
+    assert "sub-02 ses-b: done in" in log
+    assert [name for name in files(tmp_path / "out") if "/" not in name] == [
+        ".bidsignore", "dataset_description.json", "sub-01.html", "sub-02.html",
+    ]  # fmt: skip
 
 
 def test_the_image_is_xyzt_and_centred_on_the_head(
     bids: Path, tmp_path: Path, tiny_export: Path
 ) -> None:
-    image = nib.load(infer(bids, tmp_path / "out", model=tiny_export, console=QUIET)[0])
+    image = nib.load(infer(bids, tmp_path / "out", model=tiny_export, console=QUIET).images[0])
     assert image.shape == (
         10,
         12,
@@ -84,7 +102,13 @@ def test_labels_go_with_or_without_prefix(
     label: str, bids: Path, tmp_path: Path, tiny_export: Path
 ) -> None:
     out = tmp_path / "out"
-    images = infer(bids, out, model=tiny_export, participant_labels=[label], console=QUIET)
+    images = infer(
+        bids,
+        out,
+        model=tiny_export,
+        options=InferOptions(participant_labels=[label]),
+        console=QUIET,
+    ).images
     assert len(images) == 2
     assert not (out / "sub-01").exists()
 
@@ -104,10 +128,12 @@ def test_of_several_t1w_the_plainest_is_taken_and_said(
 
 def test_a_second_run_keeps_what_is_finished(bids: Path, tmp_path: Path, tiny_export: Path) -> None:
     out = tmp_path / "out"
-    first = infer(bids, out, model=tiny_export, participant_labels=["01"], console=QUIET)
+    first = infer(
+        bids, out, model=tiny_export, options=InferOptions(participant_labels=["01"]), console=QUIET
+    ).images
     before = first[0].stat().st_mtime_ns
     console = Console(file=io.StringIO(), width=300)
-    images = infer(bids, out, model=tiny_export, console=console)
+    images = infer(bids, out, model=tiny_export, console=console).images
     assert len(images) == 3
     assert first[0].stat().st_mtime_ns == before
     assert "(1 from an earlier run)" in console.file.getvalue()
@@ -116,9 +142,9 @@ def test_a_second_run_keeps_what_is_finished(bids: Path, tmp_path: Path, tiny_ex
 def test_an_image_without_sidecar_is_not_finished(
     bids: Path, tmp_path: Path, tiny_export: Path
 ) -> None:
-    image = infer(bids, tmp_path / "out", model=tiny_export, console=QUIET)[0]
+    image = infer(bids, tmp_path / "out", model=tiny_export, console=QUIET).images[0]
     content = image.read_bytes()
-    next(image.parent.glob("*.json")).unlink()
+    image.with_name(image.name.replace(".nii.gz", ".json")).unlink()
     image.write_bytes(b"torn")
     infer(bids, tmp_path / "out", model=tiny_export, console=QUIET)
     assert image.read_bytes() == content
@@ -177,12 +203,46 @@ def test_one_bad_image_does_not_cost_the_others(
     bids: Path, tmp_path: Path, tiny_export: Path
 ) -> None:
     torn = bids / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
-    torn.write_bytes(torn.read_bytes()[:-20])
-    with pytest.raises(ImageError, match=r"sub-01_T1w\.nii\.gz") as caught:
-        infer(bids, tmp_path / "out", model=tiny_export, console=QUIET)
-    assert "\n" not in str(caught.value)
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[:-20])
+    console = Console(file=io.StringIO(), width=300)
+    outcome = infer(bids, tmp_path / "out", model=tiny_export, console=console)
+    (failure,) = outcome.failures
+    assert len(outcome.images) == 2
+    assert isinstance(failure.error, ImageError)
+    assert "\n" not in str(failure)
+    assert "failed: 1 of 3" in told(console)
+    assert told(console).rstrip().splitlines()[-2].strip() == str(failure)
     assert not (tmp_path / "out" / "sub-01").exists()
-    assert len(list((tmp_path / "out" / "sub-02").rglob("*.nii.gz"))) == 2
+    torn.write_bytes(whole)
+    assert infer(bids, tmp_path / "out", model=tiny_export, console=QUIET).num_kept == 2
+
+
+def test_the_first_failure_may_end_it(bids: Path, tmp_path: Path, tiny_export: Path) -> None:
+    (bids / "sub-01" / "anat" / "sub-01_T1w.nii.gz").write_bytes(b"torn")
+    options = InferOptions(stop_on_first_crash=True)
+    with pytest.raises(ImageError, match=r"sub-01_T1w\.nii\.gz"):
+        infer(bids, tmp_path / "out", model=tiny_export, options=options, console=QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bug_at_one_image_leaves_its_traceback_and_the_others(
+    bids: Path, tmp_path: Path, tiny_export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = ganbert.infer.write_image
+
+    def crash(image: Path, *rest: Any) -> None:
+        if "ses-a" in image.name:
+            raise MemoryError("no room")
+        write(image, *rest)
+
+    monkeypatch.setattr(ganbert.infer, "write_image", crash)
+    outcome = infer(bids, tmp_path / "out", model=tiny_export, console=QUIET)
+    (failure,) = outcome.failures
+    assert failure.crash_file is not None
+    assert failure.crash_file.parent == tmp_path / "out" / "logs"
+    assert "MemoryError: no room" in failure.crash_file.read_text()
+    assert len(outcome.images) == 2
 
 
 @pytest.mark.parametrize(
@@ -219,7 +279,13 @@ def test_which_of_two_affines_counts_is_said(bids: Path, tmp_path: Path, tiny_ex
     image.set_qform(np.diag([6.0, 6.0, 6.0, 1.0]), "scanner")
     nib.Nifti1Image(image.get_fdata(dtype=np.float32), None, image.header).to_filename(path)
     console = Console(file=io.StringIO(), width=300)
-    infer(bids, tmp_path / "out", model=tiny_export, participant_labels=["01"], console=console)
+    infer(
+        bids,
+        tmp_path / "out",
+        model=tiny_export,
+        options=InferOptions(participant_labels=["01"]),
+        console=console,
+    )
     assert "sub-01: sform and qform disagree by up to" in console.file.getvalue()
 
 
@@ -251,5 +317,169 @@ def test_a_missing_model_and_an_unknown_level_write_nothing(
     with pytest.raises(CheckpointError):
         infer(bids, tmp_path / "out", model=tmp_path / "absent", console=QUIET)
     with pytest.raises(ConfigError, match="participant"):
-        infer(bids, tmp_path / "out", model=tiny_export, level="group", console=QUIET)
+        infer(bids, tmp_path / "out", model=tiny_export, level="city", console=QUIET)
+    with pytest.raises(ConfigError, match="expected a model"):
+        infer(bids, tmp_path / "out", console=QUIET)
+    with pytest.raises(ConfigError, match="--uncertainty"):
+        infer(bids, tmp_path / "out", model=tiny_export, options=InferOptions(passes=99))
     assert not (tmp_path / "out").exists()
+
+
+def test_sessions_and_a_filter_file_choose(bids: Path, tmp_path: Path) -> None:
+    assert [scan.label for scan in find_scans(bids, session_labels=["ses-b"])] == ["sub-02 ses-b"]
+    with pytest.raises(DatasetError, match="ses-a, ses-b"):
+        find_scans(bids, session_labels=["c"])
+    write_t1w(bids, "sub-01_acq-fast_T1w")
+    filters = tmp_path / "filter.json"
+    filters.write_text('{"t1w": {"acquisition": "fast"}, "bold": {}}')
+    assert [s.path.name for s in find_scans(bids, filter_file=filters)] == [
+        "sub-01_acq-fast_T1w.nii.gz"
+    ]
+    filters.write_text('{"t1w": {"session": null, "acquisition": "Query.NONE"}}')
+    assert [s.path.name for s in find_scans(bids, filter_file=filters)] == ["sub-01_T1w.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{torn", "no JSON"),
+        ("[]", "a list"),
+        ('{"T1w": {}}', "no filter for t1w"),
+        ('{"t1w": {"acquisitoin": "x"}}', "did you mean 'acquisition'"),
+        ('{"t1w": {"run": {"a": 1}}}', "a value of run"),
+    ],
+)
+def test_a_filter_file_that_says_nothing_is_one_line(
+    text: str, message: str, bids: Path, tmp_path: Path
+) -> None:
+    write_t1w(bids, "sub-01_acq-fast_T1w")
+    (tmp_path / "filter.json").write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        find_scans(bids, filter_file=tmp_path / "filter.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_overwrite_computes_again_and_work_dir_keeps_what_the_network_saw(
+    bids: Path, tmp_path: Path, tiny_export: Path
+) -> None:
+    options = InferOptions(participant_labels=["01"], passes=0, nprocs=2, omp_nthreads=1)
+    out, work = tmp_path / "out", tmp_path / "work"
+    first = infer(bids, out, model=tiny_export, options=options, console=QUIET).images[0]
+    before = first.stat().st_mtime_ns
+    again = replace(options, overwrite=True, work_dir=work)
+    assert infer(bids, out, model=tiny_export, options=again, console=QUIET).num_kept == 0
+    assert first.stat().st_mtime_ns > before
+    seen = nib.load(work / "sub-01" / "sub-01_desc-conformed_T1w.nii.gz")
+    assert seen.shape == (32, 32, 32)
+    assert not list(out.rglob("*synthstd*"))
+    # Asked for later, it is made then.
+    later = replace(options, passes=2)
+    assert infer(bids, out, model=tiny_export, options=later, console=QUIET).num_kept == 0
+    assert len(list(out.rglob("*synthstd*"))) == 2
+
+
+def test_the_page_of_a_subject_shows_flags_and_pictures(
+    bids: Path, tmp_path: Path, tiny_export: Path
+) -> None:
+    image = infer(bids, tmp_path / "out", model=tiny_export, console=QUIET).images[0]
+    page = (tmp_path / "out" / "sub-02.html").read_text()
+    assert page.count("data:image/jpeg;base64") == 2 * 4
+    assert "Synthetic, for research only" in page
+    assert "sub-02 ses-a" in page
+    assert "sub-02 ses-b" in page
+    assert str(tmp_path) not in page
+    sidecar = json.loads(image.with_name(image.name.replace(".nii.gz", ".json")).read_text())
+    assert sidecar["GanbertQuality"]["Flags"]
+    for flag in sidecar["GanbertQuality"]["Flags"]:
+        assert flag["Text"][:20] in page
+
+
+def test_where_the_dataset_departs_from_bids_is_said(
+    bids: Path, tmp_path: Path, tiny_export: Path
+) -> None:
+    for options, said in ((InferOptions(), True), (InferOptions(check_names=False), False)):
+        console = Console(file=io.StringIO(), width=300)
+        infer(bids, tmp_path / "out", model=tiny_export, options=options, console=console)
+        assert ("no dataset_description.json" in told(console)) == said
+
+
+def test_the_next_images_are_read_while_one_is_taken() -> None:
+    begun: list[int] = []
+    seen = []
+
+    def read(number: int) -> int:
+        begun.append(number)
+        return number * number
+
+    for item, future in read_ahead(read, range(5), 1):
+        seen.append((item, future.result()))
+        deadline = time.monotonic() + 5
+        while len(begun) < min(item + 2, 5) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(begun) == min(item + 2, 5)
+    assert seen == [(n, n * n) for n in range(5)]
+
+
+def test_lists_after_one_option_are_spread() -> None:
+    args = "in out participant --participant-label 01 02 --model m --session-label a b -w w".split()
+    assert expand_lists(args, set(), 3) == (
+        "in out participant --participant-label 01 --participant-label 02 --model m "
+        "--session-label a --session-label b -w w".split()
+    )
+    before = "--participant-label 01 in out participant".split()
+    assert expand_lists(before, set(), 3) == before
+
+
+@pytest.fixture
+def segmented(tmp_path: Path) -> Path:
+    """A dataset with one subject and its regions."""
+    bids = tmp_path / "segmented"
+    write_t1w(bids, "sub-01_T1w")
+    folder = bids / "derivatives" / "seg" / "sub-01" / "anat"
+    folder.mkdir(parents=True)
+    labels = np.zeros((30, 36, 32), np.int16)
+    labels[10:15, 12:22, 12:20], labels[15:20, 12:22, 12:20] = 1, 2
+    labels[:2] = 3  # beyond the field of view
+    nib.save(nib.Nifti1Image(labels, AFFINE), folder / "sub-01_dseg.nii.gz")
+    table = "index\tname\n0\tBackground\n1\tleft\n2\tright\n3\tfar\n4\tabsent\n"
+    (bids / "derivatives" / "seg" / "dseg.tsv").write_text(table)
+    return bids
+
+
+def test_the_group_has_regional_values_and_a_page(
+    segmented: Path, tmp_path: Path, tiny_export: Path
+) -> None:
+    out = tmp_path / "out"
+    image = infer(segmented, out, model=tiny_export, console=QUIET).images[0]
+    infer(segmented, out, level="group", console=QUIET)
+    lines = read_tsv(out / "group_regions.tsv")
+    assert [(line["region"], line["frame"]) for line in lines] == [
+        (region, frame) for region in ("left", "right", "far") for frame in "01"
+    ]
+    pet = nib.load(image)
+    voxels = nib.affines.apply_affine(
+        np.linalg.inv(pet.affine) @ AFFINE,
+        np.argwhere(np.ones((5, 10, 8))) + np.array([10, 12, 12]),
+    )
+    expected = map_coordinates(pet.get_fdata()[..., 1], voxels.T, order=1, mode="nearest").mean()
+    assert float(lines[1]["mean"]) == pytest.approx(expected, rel=1e-3)
+    assert float(lines[0]["volume_ml"]) == pytest.approx(5 * 10 * 8 * 0.216)
+    assert lines[0]["inside"] == "1"
+    assert float(lines[4]["inside"]) < 1
+    (line,) = read_tsv(out / "group_pet.tsv")
+    assert (line["subject"], line["session"], line["tracer"]) == ("sub-01", "n/a", "AV45")
+    assert line["burden_suvr"] == "n/a"
+    page = (out / "group_pet.html").read_text()
+    assert 'href="sub-01.html"' in page
+    assert "sub-01/figures/" in page
+
+
+def test_the_group_needs_images(tmp_path: Path, bids: Path, tiny_export: Path) -> None:
+    with pytest.raises(DatasetError, match="No such file"):
+        infer(bids, tmp_path / "out", level="group", console=QUIET)
+    infer(bids, tmp_path / "out", model=tiny_export, console=QUIET)
+    options = InferOptions(participant_labels=["03"])
+    with pytest.raises(DatasetError, match="`participant` first"):
+        infer(bids, tmp_path / "out", level="group", options=options, console=QUIET)
+    infer(bids, tmp_path / "out", level="group", console=QUIET)
+    assert not (tmp_path / "out" / "group_regions.tsv").exists()

@@ -41,7 +41,7 @@ from ganbert.report.scores import (
     make_tables,
     score_tiles,
 )
-from ganbert.telemetry import StepStats
+from ganbert.step_stats import StepStats
 from tests.synthetic_run import HOT_SPOT_MM, PET_GRID, ellipsoid, grid_affine, make_run
 
 OURS = "GANBERT"

@@ -13,7 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from ganbert.errors import PlatformError
-from ganbert.telemetry import ConsoleSink, JsonlSink, PrometheusSink, StepStats, Telemetry
+from ganbert.exporter import PrometheusSink
+from ganbert.step_stats import StepStats
+from ganbert.telemetry import ConsoleSink, JsonlSink, Telemetry
 
 STATS = StepStats(
     step=7,

@@ -1,0 +1,83 @@
+"""What the service answers, as its OpenAPI document describes it."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+NOTICE = "Synthetic image, computed from an MRI. For research use only, not for diagnosis."
+
+
+class Problem(BaseModel):
+    """Why a request was refused, in one line."""
+
+    detail: str
+
+
+class Links(BaseModel):
+    """Where to go on."""
+
+    self: str
+    events: str
+    pet: str
+    sidecar: str
+
+
+class JobFailure(BaseModel):
+    """Why there is no result."""
+
+    kind: Literal["image", "timeout", "crash", "internal"]
+    reason: str
+
+
+class JobStatus(BaseModel):
+    """A job, now."""
+
+    id: str
+    state: Literal["queued", "running", "done", "failed"]
+    stage: str = Field(description="What is being done, in a word.")
+    progress: float = Field(ge=0, le=1, description="Share that is done.")
+    position: int = Field(ge=0, description="Jobs before this one; 0 when it is computed.")
+    failure: JobFailure | None = None
+    notes: list[str] = Field(description="What you should know although there is a result.")
+    created: float = Field(description="Seconds since 1970.")
+    started: float | None = None
+    ended: float | None = None
+    expires: float | None = Field(
+        default=None, description="When its files are deleted, seconds since 1970."
+    )
+    links: Links
+    notice: str = NOTICE
+
+
+class Frame(BaseModel):
+    """A frame of the synthetic PET, seconds after the (absent) injection."""
+
+    start: float
+    duration: float
+
+
+class ModelInfo(BaseModel):
+    """The model that is served, and what it takes."""
+
+    ganbert_version: str
+    tracer: str
+    tracer_name: str
+    unit: str
+    data_range: tuple[float, float] = Field(description="In which the tracer's values lie.")
+    frames: list[Frame]
+    pet_shape: list[int] = Field(description="Voxels along posterior-anterior, inferior-superior, "
+                                 "left-right.")  # fmt: skip
+    pet_spacing_mm: list[float]
+    training_steps: int
+    training_rows: int
+    weights_sha256: str
+    max_upload_bytes: int
+    keep_seconds: float = Field(description="That a result is kept after its job.")
+    needs_token: bool
+    notice: str = NOTICE
+
+
+class Health(BaseModel):
+    """A word about the service."""
+
+    status: str

@@ -1,0 +1,91 @@
+// The service's requests. Paths are relative, so that the page works behind a proxy's prefix too.
+
+let token = sessionStorage.getItem("token");
+
+export function useToken(text) {
+  token = text;
+  sessionStorage.setItem("token", text);
+}
+
+export class Refused extends Error {
+  constructor(status, text) {
+    super(text);
+    this.status = status;
+  }
+}
+
+function headers(more = {}) {
+  return token ? { ...more, Authorization: `Bearer ${token}` } : more;
+}
+
+function reasonOf(text, status) {
+  try {
+    return JSON.parse(text).detail ?? `the service answered ${status}`;
+  } catch {
+    return `the service answered ${status}`;
+  }
+}
+
+async function ask(path, options = {}) {
+  const answer = await fetch(path, { ...options, headers: headers() });
+  if (!answer.ok) throw new Refused(answer.status, reasonOf(await answer.text(), answer.status));
+  return answer;
+}
+
+export const getModel = async () => (await ask("v1/model")).json();
+export const getJob = async (id) => (await ask(`v1/jobs/${id}`)).json();
+export const getPet = async (id) => (await ask(`v1/jobs/${id}/pet.nii.gz`)).arrayBuffer();
+export const getSidecar = async (id) => (await ask(`v1/jobs/${id}/pet.json`)).text();
+export const deleteJob = (id) => ask(`v1/jobs/${id}`, { method: "DELETE" });
+
+// fetch() does not say how much of an upload is sent; XMLHttpRequest does.
+export function upload(file, onProgress) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", "v1/jobs");
+    request.setRequestHeader("Content-Type", "application/octet-stream");
+    for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
+    request.upload.onprogress = (event) => onProgress(event.loaded / Math.max(event.total, 1));
+    request.onerror = () => reject(new Error("the service cannot be reached"));
+    request.onload = () =>
+      request.status === 202
+        ? resolve(JSON.parse(request.responseText))
+        : reject(new Refused(request.status, reasonOf(request.responseText, request.status)));
+    request.send(file);
+  });
+}
+
+// Server-sent events through fetch(), because EventSource cannot carry a token. Where the stream
+// breaks, the job is asked for again.
+export async function follow(id, onChange) {
+  for (;;) {
+    try {
+      const stream = (await ask(`v1/jobs/${id}/events`)).body.pipeThrough(new TextDecoderStream());
+      let text = "";
+      for await (const piece of iterate(stream)) {
+        text += piece;
+        const events = text.split("\n\n");
+        text = events.pop();
+        for (const event of events) {
+          const line = event.split("\n").find((l) => l.startsWith("data: "));
+          if (line) onChange(JSON.parse(line.slice(6)));
+        }
+      }
+    } catch (error) {
+      if (error instanceof Refused) throw error;
+    }
+    const job = await getJob(id);
+    onChange(job);
+    if (job.state === "done" || job.state === "failed") return job;
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+  }
+}
+
+async function* iterate(stream) {
+  const reader = stream.getReader();
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    yield value;
+  }
+}

@@ -1,0 +1,181 @@
+"""The service's page in a real browser: upload, overlay drawn, values that follow the frame."""
+
+import io
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ganbert.serve.pages import is_built
+from tests.browser.test_report_browser import FLAGS, OUTSIDE
+from tests.serve.images import large_t1w
+from tests.serve.running import RunningService
+
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright (pip install .[dev])")
+pytest.importorskip("fastapi", reason="no fastapi (pip install .[serve])")
+if not is_built():
+    pytest.skip("the page is not built (make viewer)", allow_module_level=True)
+
+# WebGL 2 without a GPU.
+DRAWING = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+
+
+@pytest.fixture(scope="module")
+def service(tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    with RunningService(tiny_export, tmp_path_factory.mktemp("viewer") / "work") as running:
+        running.wait_until_ready()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["playwright.Browser"]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    executable = next(path for path in map(shutil.which, names) if path)
+    flags = [flag for flag in FLAGS if flag != "--disable-gpu"] + list(DRAWING)
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=executable, args=flags)
+        yield chromium
+        chromium.close()
+
+
+class Page:
+    """An open page, and what it complained about."""
+
+    def __init__(self, browser: "playwright.Browser", service: RunningService, width: int) -> None:
+        self.address = f"http://127.0.0.1:{service.port}/"
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.context = browser.new_context(viewport={"width": width, "height": 700})
+        self.page = page = self.context.new_page()
+        page.set_default_timeout(90_000)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on(
+            "console",
+            lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None,
+        )
+        page.goto(self.address)
+
+    def upload(self, content: bytes, name: str = "scan") -> None:
+        file = {"name": name, "mimeType": "application/octet-stream", "buffer": content}
+        self.page.set_input_files("#file", [file])
+
+    def text(self, selector: str) -> str:
+        return self.page.inner_text(selector)
+
+    def until(self, is_true: Callable[[], bool]) -> None:
+        """Wait; the page's policy forbids Playwright's own way, which evaluates a text."""
+        end = time.monotonic() + 30
+        while not is_true():
+            assert time.monotonic() < end, self.text("body")
+            self.page.wait_for_timeout(100)
+
+    def colours(self) -> int:
+        """Pixels of the images that are not grey: only the PET has a colour."""
+        shot = self.page.locator("#canvas").screenshot()
+        pixels = np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).astype(int)
+        # The crosshair is blue, the colour map `hot` never.
+        return int((pixels[..., 0] - pixels[..., 2] > 40).sum())
+
+
+def test_upload_overlay_and_controls(
+    browser: "playwright.Browser", service: RunningService
+) -> None:
+    opened = Page(browser, service, 1100)
+    page = opened.page
+    assert "Synthetic image, research use only" in opened.text("#notice")
+    opened.upload(large_t1w(48))
+    page.wait_for_selector("#controls:not([hidden])")
+    opened.until(lambda: any(letter.isdigit() for letter in opened.text("#pet-value")))
+    opened.until(lambda: page.get_attribute("#save-sidecar", "href") is not None)
+    page.wait_for_timeout(500)
+    drawn = opened.colours()
+    assert drawn > 2000
+    assert "SUVR" in opened.text("#values")
+
+    first = opened.text("#pet-value")
+    page.focus("#frame")
+    page.keyboard.press("ArrowRight")
+    opened.until(lambda: opened.text("#pet-value") != first)
+    assert "2 of 2" in opened.text("#frame-name")
+
+    # The keyboard alone moves the crosshair and goes back to the first frame.
+    page.focus("#view")
+    before = opened.text("#position")
+    page.keyboard.press("ArrowRight")
+    opened.until(lambda: opened.text("#position") != before)
+    page.keyboard.press("[")
+    assert "1 of 2" in opened.text("#frame-name")
+
+    # The pointer tells its own values.
+    page.select_option("#layout", "Axial")
+    page.mouse.move(*middle(page, 0.45, 0.55))
+    opened.until(lambda: opened.text("#where").startswith("Cursor"))
+
+    # No opacity, no overlay; another layout still draws it.
+    page.fill("#opacity", "0")
+    page.wait_for_timeout(500)
+    assert opened.colours() < 0.1 * drawn
+    page.fill("#opacity", "1")
+    page.select_option("#layout", "Planes, 3D")
+    page.wait_for_timeout(1500)
+    assert opened.colours() > 2000
+
+    with page.expect_download() as download:
+        page.click("#save-pet")
+    assert download.value.suggested_filename.endswith("desc-synth_pet.nii.gz")
+    page.click("#delete")
+    page.wait_for_selector("#drop:not([hidden])")
+    assert not service.files()
+    assert not opened.complaints
+    origins = {url for url in opened.requests if not url.startswith(("data:", "blob:"))}
+    assert all(url.startswith(opened.address) for url in origins)
+    opened.context.close()
+
+
+def middle(page: "playwright.Page", x: float, y: float) -> tuple[float, float]:
+    """Return the place at these shares of the images' width and height."""
+    box = page.locator("#canvas").bounding_box()
+    return box["x"] + x * box["width"], box["y"] + y * box["height"]
+
+
+def test_a_refusal_is_shown_and_nothing_is_lost(
+    browser: "playwright.Browser", service: RunningService
+) -> None:
+    opened = Page(browser, service, 1100)
+    opened.upload(b"no image at all" * 100, "t1w.nii")
+    opened.page.wait_for_selector("#problem:not([hidden])")
+    assert "NIfTI" in opened.text("#problem")
+    assert opened.page.is_visible("#drop")
+    opened.context.close()
+
+
+@pytest.mark.parametrize("width", [1100, 380])
+def test_nothing_sticks_out(
+    browser: "playwright.Browser", service: RunningService, width: int
+) -> None:
+    opened = Page(browser, service, width)
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert not opened.page.evaluate(OUTSIDE)
+    opened.upload(large_t1w(32))
+    opened.page.wait_for_selector("#controls:not([hidden])")
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert not opened.page.evaluate(OUTSIDE)
+    assert opened.page.is_visible("#notice")
+    assert not opened.complaints
+    opened.context.close()
+
+
+def test_the_openapi_page_needs_no_network(
+    browser: "playwright.Browser", service: RunningService
+) -> None:
+    opened = Page(browser, service, 1100)
+    opened.page.goto(opened.address + "docs")
+    opened.until(lambda: "/events" in opened.text("body"))
+    assert not opened.complaints
+    assert all(url.startswith((opened.address, "data:")) for url in opened.requests)
+    opened.context.close()

@@ -1,0 +1,249 @@
+"""Rules, alerts and dashboards: right by promtool, complete, and of series that exist."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ganbert.exporter import METRICS
+from ganbert.serve.measures import Measures
+
+from .rules import (
+    DASHBOARDS,
+    PROMETHEUS_RULE,
+    ROOT,
+    RULES,
+    dashboard,
+    expressions,
+    groups,
+    metric_names,
+    panels,
+    rules,
+)
+
+PROMTOOL = shutil.which("promtool")
+needs_promtool = pytest.mark.skipif(
+    PROMTOOL is None, reason="no promtool (apt-get install -y prometheus)"
+)
+RUN = 'namespace="n",run="r"'
+A_DAY = 24 * 60
+
+
+def steady(value: float, minutes: int = A_DAY) -> str:
+    return f"{value}x{minutes}"
+
+
+def counting(per_minute: float, minutes: int = A_DAY) -> str:
+    return f"0+{per_minute}x{minutes}"
+
+
+def unfinished(step: float = 10) -> dict[str, str]:
+    return {f"ganbert_step{{{RUN}}}": steady(step), f"ganbert_max_steps{{{RUN}}}": steady(100)}
+
+
+def waiting(share: float) -> dict[str, str]:
+    return {
+        f"ganbert_data_wait_seconds_total{{{RUN}}}": counting(60 * share),
+        f"ganbert_step_seconds_sum{{{RUN}}}": counting(60),
+    }
+
+
+def own_times(*seconds: float) -> dict[str, str]:
+    return {
+        f'ganbert_rank_own_seconds{{{RUN},rank="{rank}"}}': steady(value)
+        for rank, value in enumerate(seconds)
+    }
+
+
+def judged(real: float, generated: float) -> dict[str, str]:
+    return {
+        f'ganbert_nsp_accuracy_ratio{{{RUN},kind="real"}}': steady(real),
+        f'ganbert_nsp_accuracy_ratio{{{RUN},kind="generated"}}': steady(generated),
+    }
+
+
+def loss(value: str) -> dict[str, str]:
+    return {f'ganbert_loss{{{RUN},network="generator",term="l1"}}': value}
+
+
+def gpu(used: float) -> dict[str, str]:
+    return {
+        f'ganbert_gpu_memory_bytes{{{RUN},instance="i",kind="{kind}"}}': steady(value)
+        for kind, value in (("used", used), ("total", 100))
+    }
+
+
+def queue(length: int) -> dict[str, str]:
+    labels = 'namespace="n",job="serve",instance="i"'
+    return {
+        f"ganbert_serve_queue_length{{{labels}}}": steady(length),
+        f"ganbert_serve_queue_limit{{{labels}}}": steady(16),
+    }
+
+
+def failures(kind: str) -> dict[str, str]:
+    return {f'ganbert_serve_failures_total{{namespace="n",job="serve",kind="{kind}"}}': counting(1)}
+
+
+def started(times: str) -> dict[str, str]:
+    return {f"process_start_time_seconds{{{RUN}}}": times}
+
+
+# Alert -> series with which it fires after three hours, and series with which it does not.
+CASES: dict[str, list[tuple[bool, dict[str, str]]]] = {
+    "GanbertTrainingStalled": [
+        (True, {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": steady(60), **unfinished()}),
+        (False, {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": counting(60), **unfinished()}),
+        (False, {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": steady(60), **unfinished(100)}),
+    ],
+    "GanbertRankMissing": [
+        (True, {f"ganbert_ranks{{{RUN}}}": steady(3), **own_times(1, 1)}),
+        (False, {f"ganbert_ranks{{{RUN}}}": steady(2), **own_times(1, 1)}),
+    ],
+    "GanbertThroughputDown": [
+        (True, {f"ganbert_volumes_total{{{RUN}}}": "0+60x160 9600+30x60"}),
+        (False, {f"ganbert_volumes_total{{{RUN}}}": "0+60x160 9600+50x60"}),
+    ],
+    "GanbertDataStarvation": [(True, waiting(0.2)), (False, waiting(0.05))],
+    "GanbertStraggler": [(True, own_times(1, 1, 1, 3)), (False, own_times(1, 1, 1, 1.5))],
+    "GanbertLossNotFinite": [
+        (True, loss("NaNx200")),
+        (True, loss("Infx200")),
+        (False, loss(steady(1))),
+    ],
+    "GanbertLossScaleLow": [
+        (True, {f'ganbert_loss_scale{{{RUN},network="generator"}}': steady(2)}),
+        (False, {f'ganbert_loss_scale{{{RUN},network="generator"}}': steady(1024)}),
+    ],
+    "GanbertDiscriminatorWon": [(True, judged(1, 1)), (False, judged(1, 0.9))],
+    "GanbertDiscriminatorLost": [(True, judged(1, 0)), (False, judged(0.8, 0.7))],
+    "GanbertCheckpointTooOld": [
+        (True, {f"ganbert_checkpoint_timestamp_seconds{{{RUN}}}": steady(-9000), **unfinished()}),
+        (False, {f"ganbert_checkpoint_timestamp_seconds{{{RUN}}}": steady(9000), **unfinished()}),
+    ],
+    "GanbertRestarting": [
+        (True, started("60x150 9000x100")),
+        (False, started(steady(60))),
+    ],
+    "GanbertGpuMemoryNearFull": [(True, gpu(96)), (False, gpu(90))],
+    "GanbertServeQueueFull": [(True, queue(16)), (False, queue(15))],
+    "GanbertServeFailing": [(True, failures("crash")), (False, failures("refused"))],
+}
+
+
+def test_every_alert_has_a_case_that_fires_and_one_that_does_not() -> None:
+    assert set(CASES) == {rule["alert"] for rule in rules("alert")}
+    for name, cases in CASES.items():
+        assert {fires for fires, _ in cases} == {True, False}, name
+
+
+@needs_promtool
+def test_promtool_finds_nothing_wrong() -> None:
+    done = subprocess.run(
+        [PROMTOOL, "check", "rules", RULES], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+@pytest.mark.parametrize("name", CASES)
+def test_an_alert_fires_when_it_should_alone(name: str, tmp_path: Path) -> None:
+    (rule,) = [rule for rule in rules("alert") if rule["alert"] == name]
+    alone = {"groups": [{"name": "g", "rules": [*rules("record"), rule]}]}
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(alone))
+    for fires, series in CASES[name]:
+        # One query that is true or false, instead of an alert's labels and words.
+        query = f'count(ALERTS{{alertname="{name}",alertstate="firing"}}) or vector(0)'
+        test: dict[str, Any] = {
+            "interval": "1m",
+            "input_series": [{"series": key, "values": value} for key, value in series.items()],
+            "promql_expr_test": [
+                {
+                    "expr": query,
+                    "eval_time": "180m",
+                    "exp_samples": [{"labels": "{}", "value": 1 if fires else 0}],
+                }
+            ],
+        }
+        file = tmp_path / "test.yaml"
+        content = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [test]}
+        file.write_text(yaml.safe_dump(content))
+        done = subprocess.run(
+            [PROMTOOL, "test", "rules", file], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{name} fires={fires}: {done.stdout}{done.stderr}"
+
+
+def test_the_operators_rule_holds_the_same_groups() -> None:
+    rule = yaml.safe_load(PROMETHEUS_RULE.read_text())
+    assert rule["spec"]["groups"] == groups()  # else: make monitoring-rules
+
+
+def test_every_alert_has_its_section_in_the_runbook() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    for rule in rules("alert"):
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert rule["annotations"]["summary"]
+        anchor = rule["annotations"]["runbook_url"]
+        assert anchor == f"docs/operations.md#{rule['alert'].lower()}"
+        assert f"\n### {rule['alert']}\n" in page
+
+
+def exported() -> set[str]:
+    """Series of both exporters, by the names that PromQL has for them."""
+    names = set()
+    for metric in METRICS:
+        if metric.kind == "histogram":
+            names |= {f"{metric.series}_{end}" for end in ("bucket", "sum", "count")}
+        else:
+            names.add(metric.series)
+    for family in Measures().registry.collect():
+        if family.name.startswith("ganbert_"):
+            ends = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+            names |= {family.name + end for end in ends.get(family.type, ("",))}
+    # Measured when the pool asks for them (serve/pool.py).
+    return names | {"ganbert_serve_queue_length", "ganbert_serve_queue_limit"}
+
+
+def test_what_rules_and_dashboards_name_is_exported() -> None:
+    named = set().union(*map(metric_names, expressions()))
+    assert named - exported() == set()
+
+
+def test_what_is_exported_is_shown_or_watched() -> None:
+    shown = set().union(*map(metric_names, expressions()))
+    for metric in METRICS:
+        assert any(name.startswith(metric.series) for name in shown), metric.series
+
+
+@pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: file.stem)
+def test_a_dashboard_hard_codes_nothing_but_its_data_source(file: Path) -> None:
+    made = dashboard(file)
+    assert made["description"]
+    first, *others = made["templating"]["list"]
+    assert (first["name"], first["type"], first["query"]) == (
+        "datasource",
+        "datasource",
+        "prometheus",
+    )
+    sources = [panel["datasource"] for panel in made["panels"]]
+    sources += [target["datasource"] for panel in made["panels"] for target in panel["targets"]]
+    sources += [variable["datasource"] for variable in others]
+    assert all(source["uid"] == "${datasource}" for source in sources)
+    assert not re.search(r"\d+\.\d+\.\d+\.\d+", file.read_text())
+
+
+@pytest.mark.parametrize(
+    ("where", "panel"), panels(), ids=[f"{where}-{panel['title']}" for where, panel in panels()]
+)
+def test_a_panel_says_what_it_shows(where: str, panel: dict[str, Any]) -> None:
+    assert panel["type"] in ("timeseries", "stat", "gauge", "bargauge", "heatmap", "table")
+    assert len(panel["description"]) > 10
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    for target in panel["targets"]:
+        assert target["legendFormat"]
+        assert "$" in target["expr"], "no variable chooses what it shows"

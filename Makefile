@@ -166,6 +166,12 @@ test: $(INSTALLED) kubernetes-tools ## every test, the slow ones too
 test-quick: $(INSTALLED) ## the tests without the slow ones
 	@python -m pytest $(PYTEST_ARGS)
 
+.PHONY: images-test
+images-test: $(INSTALLED) ## build both container images and run, stop and kill what is in them (root)
+	@if command -v hadolint >/dev/null; then echo "== hadolint"; hadolint -c .hadolint.yaml docker/Dockerfile; \
+	else echo "!! no hadolint: docker/Dockerfile is NOT checked"; fi
+	@python -m pytest -m "slow or not slow" tests/images tests/unit/test_container.py tests/unit/test_gpu_arch.py $(PYTEST_ARGS)
+
 lint: $(INSTALLED) ## ruff, mypy, floors and docstrings
 	@echo "== ruff check"; ruff check .
 	@echo "== ruff format"; ruff format --check .

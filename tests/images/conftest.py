@@ -1,5 +1,6 @@
 """Both images, and a cohort that one of them has made."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,22 +15,28 @@ RECIPE = Path(__file__).parents[1] / "data" / "recipe_tiny"
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
-    """An engine whose store holds both images."""
+    """An engine whose store holds both images.
+
+    With `GANBERT_IMAGES=FOLDER` it lies there and stays, so that a second run builds what changed.
+    """
+    kept = os.environ.get("GANBERT_IMAGES")
     # Not pytest's folder: that keeps the last three, of several gigabytes each.
-    folder = Path(tempfile.mkdtemp(prefix="ganbert-images-"))
+    folder = Path(kept or tempfile.mkdtemp(prefix="ganbert-images-"))
+    engine, wheels = Engine(folder), folder / "wheels"
     try:
-        engine = Engine(folder)
         try:
-            engine.make_base()
-            fill_wheelhouse(folder / "wheels")
+            if not engine.has_base():
+                engine.make_base()
+            if not wheels.exists():
+                fill_wheelhouse(wheels)
         except Unavailable as reason:
             pytest.skip(f"containers cannot be built or run here: {reason}")
         for target in TARGETS:
-            engine.build(target, folder / "wheels")
-        shutil.rmtree(folder / "wheels")
+            engine.build(target, wheels)
         yield engine
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if kept is None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ versions, and no network but apt's.
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -68,6 +67,10 @@ class Engine:
             raise Unavailable(f"podman {words[0]}: {done.stderr.strip()[-300:]}")
         return done.stdout.strip()
 
+    def has_base(self) -> bool:
+        """Whether an earlier run has left the bare Debian here."""
+        return bool(self.podman("images", "-q", "localhost/base:test"))
+
     def make_base(self) -> None:
         """Make and import the bare Debian.
 
@@ -111,11 +114,8 @@ class Engine:
         # As kubernetes/base runs them: no capability, read-only root, no way to more rights.
         rights = ["--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only"]
         # Podman's own limits are higher than a root without CAP_SYS_RESOURCE may set.
-        limits = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
-        for name, number in limits.items():
-            _, hard = resource.getrlimit(number)
-            rights.append(f"--ulimit={name}={hard}:{hard}")
-        return ["run", "--rm", "--cgroups=disabled", "--network=none", *rights]
+        limits = ["--ulimit=nofile=4096:4096", "--ulimit=nproc=4096:4096"]
+        return ["run", "--rm", "--cgroups=disabled", "--network=none", *limits, *rights]
 
     def command(
         self,
@@ -150,7 +150,7 @@ def fill_wheelhouse(folder: Path) -> None:
     environment = {**os.environ, "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
     command = [sys.executable, "-m", "pip", "wheel", "-q", "-w", str(folder), "setuptools", "wheel"]
     done = subprocess.run(
-        [*command, "torch", f"{source}[cuda12]"],
+        [*command, "torch", f"{source}[cuda12,serve]"],
         env={**environment, "DS_BUILD_OPS": "0"},
         capture_output=True,
         text=True,

@@ -220,14 +220,8 @@ def train(
     from ganbert.recipe import load_recipe
     from ganbert.train_options import parse_options
 
-    given: dict[str, object] = {
-        "--config": config,
-        "--data": data,
-        "--output": output,
-        "--resume": resume,
-        "--tracer": tracer,
-        "--max-steps": max_steps,
-    }
+    given: dict[str, object] = {"--config": config, "--data": data, "--output": output}
+    given |= {"--resume": resume, "--tracer": tracer, "--max-steps": max_steps}
     options = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
     # Here already: under the launcher the line comes late, and among others.
     complete = parse_options(options)
@@ -338,9 +332,7 @@ def serve(
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
-    device: Annotated[
-        str, typer.Option(help="auto: a worker on every GPU, or one on the CPU; cpu, cuda, cuda:1.")
-    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto: all GPUs, or the CPU; cpu, cuda:1.")] = "auto",
     token_file: Annotated[
         Path | None,
         typer.Option(help="Whose text every request must carry; default: $GANBERT_SERVE_TOKEN."),
@@ -351,31 +343,16 @@ def serve(
     queue: Annotated[int, typer.Option(min=1, help="Uploads that may wait.")] = 16,
     max_upload_mb: Annotated[int, typer.Option(min=1, help="Size of an upload, MB.")] = 256,
     job_seconds: Annotated[float, typer.Option(min=1, help="Time for one image.")] = 600,
-    keep_seconds: Annotated[
-        float, typer.Option(min=1, help="After which a result is deleted.")
-    ] = 3600,
-    drain_seconds: Annotated[
-        float, typer.Option(min=0, help="To finish what was begun, after SIGTERM.")
-    ] = 300,
+    keep_seconds: Annotated[float, typer.Option(min=1, help="Until a result is deleted.")] = 3600,
+    drain_seconds: Annotated[float, typer.Option(min=0, help="To finish after SIGTERM.")] = 300,
     work_dir: Annotated[
         Path | None, typer.Option(help="For uploads and results; default: a temporary folder.")
     ] = None,
 ) -> None:
     """Serve a model over HTTP: upload a T1w, look at the synthetic PET in the browser."""
-    from ganbert.errors import PlatformError
-    from ganbert.serve.settings import Limits, Settings, check_exposure, read_token
+    from ganbert.serve.command import run
+    from ganbert.serve.settings import Limits
 
-    token = read_token(token_file)
-    check_exposure(host, token, insecure=insecure)
-    try:
-        import ganbert.serve.server
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("fastapi", "starlette", "uvicorn"):
-            raise
-        remedy = "install it with: pip install 'ganbert[serve]'"
-        raise PlatformError(
-            "ganbert serve", expected="the package", found=f"no {error.name}", remedy=remedy
-        ) from error
     limits = Limits(
         upload_bytes=max_upload_mb * 10**6,
         queue=queue,
@@ -383,9 +360,16 @@ def serve(
         keep_seconds=keep_seconds,
         drain_seconds=drain_seconds,
     )
-    devices = ganbert.serve.server.choose_devices(device)
-    settings = Settings(model, devices, host, port, token, work_dir, limits)
-    ganbert.serve.server.serve(settings)
+    run(
+        model,
+        host=host,
+        port=port,
+        device=device,
+        token_file=token_file,
+        insecure=insecure,
+        work_dir=work_dir,
+        limits=limits,
+    )
 
 
 @app.command()

@@ -69,7 +69,7 @@ class Prometheus:
 
 @contextmanager
 def training(folder: Path) -> Iterator[int]:
-    """Two ranks that train the tiny recipe until they are told to stop: the port of their metrics."""
+    """Two ranks that train the tiny recipe until told to stop; yields the port of their metrics."""
     make_cohort(folder / "bids", num_subjects=8, tracer="AV45", seed=5, size="tiny", jobs=1)
     grids = {"mri_grid": TINY_MRI_GRID, "pet_grid": TINY_PET_GRID}
     prepare(folder / "bids", folder / "prepared", seed=0, jobs=1, **grids)

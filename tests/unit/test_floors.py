@@ -105,6 +105,7 @@ SERVE_FLOORS = (
     {"routes"},
     {"application"},
     {"server"},
+    {"command"},
 )
 ONLY_IMPORTERS = {
     "fastapi": {"serve.application", "serve.pages", "serve.routes"},

@@ -15,6 +15,8 @@ from tests.browser.test_report_browser import FLAGS, OUTSIDE
 from tests.serve.images import large_t1w
 from tests.serve.running import RunningService
 
+pytestmark = pytest.mark.slow  # starts the service itself
+
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright (pip install .[dev])")
 pytest.importorskip("fastapi", reason="no fastapi (pip install .[serve])")
 if not is_built():

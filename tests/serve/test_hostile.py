@@ -12,6 +12,8 @@ import pytest
 from tests.serve.images import t1w
 from tests.serve.running import OCTETS, RunningService
 
+pytestmark = pytest.mark.slow  # starts the service itself
+
 PLAIN, PACKED = t1w(0, packed=False), t1w(0)
 DIM, DATATYPE, BITPIX, VOX_OFFSET, MAGIC, SFORM, SROW = 40, 70, 72, 108, 344, 254, 280
 BODY_WITH_PATH = (

@@ -14,6 +14,8 @@ from ganbert.serve.settings import check_exposure, read_token
 from tests.serve.images import large_t1w, t1w
 from tests.serve.running import RunningService
 
+pytestmark = pytest.mark.slow  # starts the service itself
+
 
 def stopped(running: RunningService) -> psutil.Process:
     """Stop the worker (SIGSTOP), so that its job lasts as long as a test wants."""

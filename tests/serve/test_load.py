@@ -7,11 +7,14 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from ganbert.data.nifti import read_volume
 from ganbert.predict import load_predictor
 from tests.serve.images import t1w
 from tests.serve.running import RunningService
+
+pytestmark = pytest.mark.slow  # starts the service itself
 
 NUM_UPLOADS, NUM_CLIENTS, WARM_UP = 100, 8, 30
 # A worker's heap breathes; a leak of one upload or result each would be larger.

@@ -8,6 +8,8 @@ import pytest
 from tests.serve.images import t1w
 from tests.serve.running import RunningService
 
+pytestmark = pytest.mark.slow  # starts the service itself
+
 pytest.importorskip("schemathesis", reason="no schemathesis (pip install .[dev])")
 
 CHECKS = (

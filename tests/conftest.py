@@ -33,19 +33,10 @@ FOLDERS = (
     "images",
     "monitoring",
 )
-# Where slow tests take the whole machine (ranks, hosts, browsers): one of them at a time, beside
-# those that take one core.
-WHOLE_MACHINE = (
-    "distributed",
-    "cluster",
-    "chaos",
-    "kubernetes",
-    "gpu",
-    "browser",
-    "serve",
-    "images",
-    "monitoring",
-)
+# Slow tests that start many processes: of each of these groups one test at a time, so that never
+# more than two of them share the machine.
+RANKS = ("distributed", "cluster", "chaos", "monitoring", "gpu")
+SERVICES = ("browser", "images", "kubernetes", "serve")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -94,6 +85,17 @@ REQUIREMENTS = {
 }
 
 
+def _group(item: pytest.Item, folder: str) -> str:
+    """Name what runs in one process; the tests of a file share what its fixtures made."""
+    if item.get_closest_marker("slow") is not None:
+        for name, folders in (("ranks", RANKS), ("services", SERVICES)):
+            if folder in folders:
+                return name
+    return str(item.path)
+
+
+# Before pytest-xdist reads the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Set each test's marker from its folder, and skip what this machine cannot run."""
     missing: dict[str, str | None] = {}
@@ -102,10 +104,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if folder not in FOLDERS:
             raise pytest.UsageError(f"{item.path}: tests stand in one of {', '.join(FOLDERS)}")
         item.add_marker("unit" if folder == "numerics" else folder)
-        # The tests of a file share what its fixtures made.
-        is_heavy = folder in WHOLE_MACHINE and item.get_closest_marker("slow") is not None
-        group = "whole machine" if is_heavy else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group(_group(item, folder)))
         if folder in REQUIREMENTS:
             if folder not in missing:
                 missing[folder] = REQUIREMENTS[folder]()

@@ -57,7 +57,7 @@ NUM_PROCESSES = 5
 GONE_SECONDS = 120.0
 HANGS_SECONDS = 600.0
 # Of a line of the log, what is not the same in two runs.
-TIMES = ("seconds", "volumes_per_second", "data_wait_seconds", "own_seconds")
+TIMES = ("seconds", "volumes_per_second", "data_wait_seconds", "own_seconds", "phase_seconds")
 
 
 class Failure(AssertionError):

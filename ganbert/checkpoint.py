@@ -26,6 +26,7 @@ from ganbert.checkpoint_files import (
     keep_newest_and_best,
     measure,
     sync,
+    sync_names,
     write_manifest,
 )
 from ganbert.config import ModelCard
@@ -161,7 +162,8 @@ def save_checkpoint(
             _finish(partial, files, state, description)
             discard(final)
             partial.rename(final)
-            sync(final.parent)
+            sync_names(final.parent)
+            sync_names(run)
             keep_newest_and_best(run, keep)
         torch.distributed.barrier()
     except (OSError, RuntimeError) as error:
@@ -203,6 +205,16 @@ def _finish(
         script.unlink()
     (partial / STATE_NAME).write_text(state.model_dump_json(indent=1) + "\n")
     (partial / DESCRIPTION_NAME).write_text(json.dumps(description, indent=1) + "\n")
+    # With a RUN of its own on each node every checkpoint would look whole and none could be loaded.
+    for name, (_, size) in files.items():
+        found = (partial / name).stat().st_size if (partial / name).is_file() else None
+        if found != size:
+            raise OutputError(
+                partial / name,
+                expected=f"the {size} bytes that a rank has written",
+                found="no such file" if found is None else f"{found} bytes",
+                remedy="give an --output that all nodes share",
+            )
     own = {name: measure(partial / name) for name in (STATE_NAME, DESCRIPTION_NAME)}
     write_manifest(partial, files | own)
     sync(partial)

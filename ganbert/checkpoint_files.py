@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ganbert.atomic import SUFFIX
 from ganbert.data.index import file_sha256
 from ganbert.errors import CheckpointError, OutputError
 from ganbert.folder_lock import LOCK_NAME
@@ -185,7 +186,10 @@ def find_checkpoint(output: Path, resume: str) -> tuple[Path | None, tuple[str, 
 
 
 def _has_content(output: Path) -> bool:
-    return any(path.name != LOCK_NAME for path in output.iterdir())
+    # A kill in the very first write leaves a temporary file.
+    return any(
+        path.name != LOCK_NAME and not path.name.endswith(SUFFIX) for path in output.iterdir()
+    )
 
 
 def best_checkpoint(run: Path) -> Path | None:
@@ -209,9 +213,22 @@ def keep_newest_and_best(run: Path, keep: int) -> None:
 
 
 def set_aside_newer(run: Path, than: Path) -> None:
-    """Take damaged checkpoints out of the way of those that a resumed run will write."""
+    """Take damaged checkpoints out of the way of those that a resumed run will write.
+
+    Raises
+    ------
+    CheckpointError
+        If one of them is whole: the ranks of a launcher that died saved it since this start looked.
+    """
     for folder in list_checkpoints(run):
         if folder.name > than.name:
+            if find_damage(folder) is None:
+                raise CheckpointError(
+                    folder,
+                    expected=f"no checkpoint newer than {than.name}",
+                    found="a whole one, saved since by ranks that were left of an earlier start",
+                    remedy="give the same command again",
+                )
             aside = folder.with_name(f"{folder.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
@@ -224,20 +241,30 @@ def discard(folder: Path) -> None:
         doomed = folder.with_name(folder.name + ".old.partial")
         shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
-        shutil.rmtree(doomed)
+        # What a reader holds open a network file system keeps; the next save clears it away.
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def discard_unfinished(run: Path) -> None:
     """Remove what is left of checkpoints that were not finished, as far as the system lets it."""
     for stale in run.glob("checkpoints/*.partial"):
-        shutil.rmtree(stale, ignore_errors=True)
+        # Renamed first: its writer may be about to give it a whole one's name.
+        doomed = stale.with_name(f"{stale.name}.old.partial")
+        with contextlib.suppress(OSError):
+            stale.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def sync(folder: Path) -> None:
     """Bring everything below `folder` to the disk, so that a rename cannot overtake it."""
     for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_names(path)
+
+
+def sync_names(folder: Path) -> None:
+    """Bring the names in one folder to the disk: after a power cut what was renamed is there."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -70,7 +70,9 @@ def check_resumable(run: Path, before: Description, now: Description) -> None:
         "optimizer": [_optimizers(r) for r in both],
         "scheduler": [_schedules(r) for r in both],
     }
-    if _has_shuffled_parts(both[1]):
+    shuffled = [_has_shuffled_parts(recipe) for recipe in both]
+    facts["round_robin_gradients"] = shuffled
+    if any(shuffled):
         facts["number of ranks"] = [d.get("world_size") for d in (before, now)]
     for name, (old, new) in facts.items():
         if old != new:

@@ -43,7 +43,11 @@ class SampleLog:
     def write(self, micro_step: int, rows: Sequence[int]) -> None:
         """Append one micro-step."""
         if self._stream is not None:
-            self._stream.write(json.dumps({"micro_step": micro_step, "rows": list(rows)}) + "\n")
+            line = json.dumps({"micro_step": micro_step, "rows": list(rows)}) + "\n"
+            try:
+                self._stream.write(line)
+            except OSError as error:
+                raise output_error(Path(self._stream.name), error) from error
 
     def __enter__(self) -> Self:
         return self

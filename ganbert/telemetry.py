@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ganbert.atomic import output_error
 from ganbert.exporter import PrometheusSink
 from ganbert.step_stats import StepStats, losses_of
 
@@ -32,7 +33,10 @@ class JsonlSink:
 
     def write(self, stats: StepStats) -> None:
         """Append one step."""
-        self._stream.write(json.dumps(asdict(stats)) + "\n")
+        try:
+            self._stream.write(json.dumps(asdict(stats)) + "\n")
+        except OSError as error:
+            raise output_error(Path(self._stream.name), error) from error
 
     def close(self) -> None:
         """Close the file."""

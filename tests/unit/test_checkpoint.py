@@ -90,6 +90,20 @@ def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     assert engines["generator"].weight == 2
 
 
+def test_a_file_of_another_rank_that_is_not_here_is_no_checkpoint(tmp_path: Path) -> None:
+    class ElsewhereEngine(FakeEngine):
+        """Its file lies on the disk of another node, so to say."""
+
+        def save_checkpoint(self, save_dir: str, tag: str, *, save_latest: bool) -> None:
+            super().save_checkpoint(save_dir, tag, save_latest=save_latest)
+            for file in self.checkpoint_engine.written:
+                file.unlink()
+
+    with pytest.raises(OutputError, match="found no such file; give an --output that all nodes"):
+        save_engines(tmp_path, {"generator": ElsewhereEngine(0)}, 10)
+    assert names(tmp_path) == []
+
+
 SAME = {"index_sha256": INDEX, "seed": 3, "max_steps": 10, "samples_per_micro_step": 2}
 
 

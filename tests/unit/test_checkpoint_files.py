@@ -142,11 +142,24 @@ def test_run_without_a_whole_checkpoint_is_never_started_over(tmp_path: Path) ->
 def test_damaged_checkpoints_step_aside_for_the_new_ones(tmp_path: Path) -> None:
     whole, torn = save(tmp_path, 10), save(tmp_path, 20)
     for _ in range(2):
+        truncate(torn / WEIGHT)
         set_aside_newer(tmp_path, whole)
         assert names(tmp_path) == [whole.name]
         assert (torn.with_name(f"{torn.name}.damaged") / WEIGHT).is_file()
         save(tmp_path, 20)
         assert names(tmp_path) == [whole.name, torn.name]
+
+
+def test_a_whole_checkpoint_that_was_saved_meanwhile_is_never_set_aside(tmp_path: Path) -> None:
+    taken, newer = save(tmp_path, 10), save(tmp_path, 20)
+    with pytest.raises(CheckpointError, match=r"step-00000020: .*give the same command again"):
+        set_aside_newer(tmp_path, taken)
+    assert names(tmp_path) == [taken.name, newer.name]
+
+
+def test_what_a_kill_left_of_the_very_first_file_is_no_content(tmp_path: Path) -> None:
+    (tmp_path / "run.json.tmp").write_text("{")
+    assert find_checkpoint(tmp_path, "auto") == (None, ())
 
 
 def test_the_best_is_kept_besides_the_newest(tmp_path: Path) -> None:

@@ -413,6 +413,10 @@ def test_order_of_the_optimisers_state_ties_a_run_to_its_ranks(data: Path) -> No
     assert not resumed(data, shuffled, shuffled, world_size=2).changed
     with pytest.raises(CheckpointError, match=r"number of ranks as in the run .*: 2, found 4"):
         resumed(data, shuffled, shuffled, world_size=4)
+    # Read in another order, moments would belong to other weights.
+    for before, now in ((plain, shuffled), (shuffled, plain)):
+        with pytest.raises(CheckpointError, match="round_robin_gradients as in the run"):
+            resumed(data, before, now, world_size=2)
 
 
 def test_checkpoint_says_what_it_is_of(data: Path) -> None:

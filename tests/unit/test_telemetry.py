@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from ganbert.errors import PlatformError
+from ganbert.errors import OutputError, PlatformError
 from ganbert.exporter import PrometheusSink
 from ganbert.step_stats import StepStats
 from ganbert.telemetry import ConsoleSink, JsonlSink, Telemetry
@@ -63,6 +63,14 @@ def test_a_line_that_a_kill_left_half_is_not_glued_to_the_next(tmp_path: Path) -
     sink.write(STATS)
     sink.close()
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [6, 7]
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path / "log.jsonl")
+    sink.close()
+    sink._stream = open("/dev/full", "a", buffering=1)
+    with pytest.raises(OutputError, match="No space left on device"):
+        sink.write(STATS)
 
 
 def test_log_gives_back_what_was_written(tmp_path: Path) -> None:

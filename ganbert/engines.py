@@ -136,7 +136,8 @@ def init_world(timeout: timedelta = timedelta(minutes=10)) -> World:
     Raises
     ------
     PlatformError
-        If the process was not started by a launcher, or there are more ranks than GPUs.
+        If the process was not started by a launcher, there are more ranks than GPUs, or the ranks
+        cannot meet.
     """
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         raise PlatformError(
@@ -156,7 +157,17 @@ def init_world(timeout: timedelta = timedelta(minutes=10)) -> World:
         get_accelerator().set_device(local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(share_of_cores())
-    deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=timeout, verbose=False)
+    try:
+        deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=timeout, verbose=False)
+    except torch.distributed.DistNetworkError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise PlatformError(
+            f"meeting of the ranks at {place}",
+            expected="a free port there, that every node reaches",
+            found="a port that is taken" if "EADDRINUSE" in str(error) else "no answer in time",
+            remedy="give the launcher another --master_port; did a rank of another node end with "
+            "a line of its own? Mend that first",
+        ) from error
     local_size = ranks_here()
     size = dist.get_world_size()
     address = LOOPBACK if local_size == size else os.environ["MASTER_ADDR"]

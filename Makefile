@@ -135,7 +135,7 @@ $(DEMO_DIR)/.infer.done: $(DEMO_DIR)/.evaluate.done
 	@python benchmarks/real_t1w.py "$(DEMO_DIR)/real/bids"
 	@ganbert infer "$(DEMO_DIR)/real/bids" "$(DEMO_DIR)/real/derivatives" participant --model "$(DEMO_DIR)/run"
 	@python benchmarks/overlay.py "$(DEMO_DIR)"/real/bids/sub-*/anat/*_T1w.nii.gz \
-	  "$(DEMO_DIR)"/real/derivatives/sub-*/pet/*_pet.nii.gz "$(DEMO_DIR)/real/overlay.png"
+	  "$(DEMO_DIR)"/real/derivatives/sub-*/pet/*_desc-synth_pet.nii.gz "$(DEMO_DIR)/real/overlay.png"
 	@touch $@
 
 $(DEMO_DIR)/.report.done: $(DEMO_DIR)/.infer.done

@@ -71,7 +71,7 @@ def test_training_and_inference_end_well(
     words = ("/data", "/out", "participant", "--participant-label", "001")
     done = engine.run("infer", *words, mounts=mounts)
     assert done.returncode == 0, done.stdout + done.stderr
-    images = list(out.glob("sub-001/**/*_pet.nii.gz"))
+    images = list(out.glob("sub-001/**/*_desc-synth_pet.nii.gz"))
     assert images, done.stdout
     assert all(image.stat().st_uid == USER for image in images)
     assert (out / "dataset_description.json").is_file()

@@ -303,7 +303,7 @@ def test_shares_are_disjoint_and_together_are_all(
     assert [process.returncode for process in started] == [0] * shards, outputs
     subjects = sorted(path.name for path in bids.glob("sub-*"))
     for subject in subjects:
-        assert len(list((out / subject).rglob("*_pet.nii.gz"))) == 1
+        assert len(list((out / subject).rglob("*_desc-synth_pet.nii.gz"))) == 1
     assert sum("left out: sub-empty" in text for text in outputs) == 1
     assert (out / "dataset_description.json").is_file()
 

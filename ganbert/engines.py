@@ -334,7 +334,7 @@ def optimiser_facts(engines: Engines) -> dict[str, float]:
         if (norm := engine.get_global_grad_norm()) is not None:
             facts[f"gradient_norm_{name}"] = float(norm)
         if engine.fp16_enabled():
-            facts[f"loss_scale_{name}"] = float(engine.optimizer.loss_scale)
+            facts[f"fp16_scale_{name}"] = float(engine.optimizer.loss_scale)
     return facts
 
 

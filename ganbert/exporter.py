@@ -228,7 +228,7 @@ class PrometheusSink:
             "nsp_accuracy_ratio": "nsp_accuracy_",
             "learning_rate": "learning_rate_",
             "gradient_norm": "gradient_norm_",
-            "loss_scale": "loss_scale_",
+            "loss_scale": "fp16_scale_",
         }
         for family, prefix in families.items():
             for name, value in starting_with(stats, prefix).items():

@@ -26,7 +26,7 @@ class StepStats:
     nsp_accuracy_real, nsp_accuracy_generated : share that BERT judged rightly, or of the patches
         that a CNN without BERT did, 0..1
     gradient_norm_* : 2-norm over all weights, before clipping; None where DeepSpeed keeps none
-    loss_scale_* : float16's dynamic loss scale after the step; None without float16
+    fp16_scale_* : float16's dynamic loss scale after the step; None without float16
     phase_seconds : of this rank, by phase (`PHASES`), as its host saw them: what a GPU has been
         told, it does later, and the wait for it shows in `exchange`
 
@@ -55,8 +55,8 @@ class StepStats:
     validation_l1: float | None = None
     gradient_norm_generator: float | None = None
     gradient_norm_discriminator: float | None = None
-    loss_scale_generator: float | None = None
-    loss_scale_discriminator: float | None = None
+    fp16_scale_generator: float | None = None
+    fp16_scale_discriminator: float | None = None
     phase_seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -73,8 +73,6 @@ def losses_of(stats: StepStats) -> dict[tuple[str, str], float]:
     """Values by (network, term)."""
     losses = {}
     for name, value in starting_with(stats, "loss_").items():
-        if name.startswith("scale_"):
-            continue
         term, _, network = name.partition("_")
         losses[network or "generator", term] = value  # L1 is the generator's alone
     return losses

@@ -52,7 +52,7 @@ def test_the_official_validator_reports_no_error(out: Path) -> None:
 
 @needs_validator
 def test_the_validator_would_see_a_missing_key(out: Path) -> None:
-    sidecar = next(out.rglob("*_pet.json"))
+    sidecar = next(out.rglob("*_desc-synth_pet.json"))
     content = json.loads(sidecar.read_text())
     del content["SkullStripped"]
     sidecar.write_text(json.dumps(content))

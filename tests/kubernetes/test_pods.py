@@ -171,5 +171,7 @@ def test_prepare_and_infer_run_as_rendered(tiny_export: Path) -> None:
         for code, output in exit_codes(shares, SECONDS):
             assert code == 0, output
             assert "8 of 16 subjects" in output
-        made_pets = sorted((made.volume("runs", 0) / "derivatives").rglob("*_desc-synth_pet.nii.gz"))
+        made_pets = sorted(
+            (made.volume("runs", 0) / "derivatives").rglob("*_desc-synth_pet.nii.gz")
+        )
         assert len(made_pets) == 16

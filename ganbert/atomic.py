@@ -57,7 +57,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(path.name + SUFFIX)
     try:
         yield temporary
-        _to_disk(temporary)
+        to_disk(temporary)
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -67,9 +67,9 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def _to_disk(file: Path) -> None:
-    """Wait for the content: after a power cut the new name must not stand for an empty file."""
-    descriptor = os.open(file, os.O_RDONLY)
+def to_disk(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, would outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

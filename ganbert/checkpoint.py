@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ganbert.atomic import make_folder, replacing, write_text
+from ganbert.atomic import make_folder, replacing, to_disk, write_text
 from ganbert.checkpoint_files import (
     STATE_NAME,
     TrainingState,
@@ -26,7 +26,6 @@ from ganbert.checkpoint_files import (
     keep_newest_and_best,
     measure,
     sync,
-    sync_names,
     write_manifest,
 )
 from ganbert.config import ModelCard
@@ -162,8 +161,8 @@ def save_checkpoint(
             _finish(partial, files, state, description)
             discard(final)
             partial.rename(final)
-            sync_names(final.parent)
-            sync_names(run)
+            to_disk(final.parent)
+            to_disk(run)
             keep_newest_and_best(run, keep)
         torch.distributed.barrier()
     except (OSError, RuntimeError) as error:

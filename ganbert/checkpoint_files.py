@@ -10,7 +10,6 @@ step-00000100.damaged/         was passed over by a resumed run: for whoever wan
 
 import contextlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ganbert.atomic import SUFFIX
+from ganbert.atomic import SUFFIX, to_disk
 from ganbert.data.index import file_sha256
 from ganbert.errors import CheckpointError, OutputError
 from ganbert.folder_lock import LOCK_NAME
@@ -28,6 +27,8 @@ MANIFEST_NAME = "manifest.json"
 STATE_NAME = "state.json"
 _NAME = re.compile(r"step-(\d{8})")
 _FORMAT = 1
+# A checkpoint that is being removed.
+_DOOMED = ".old.partial"
 
 
 class TrainingState(BaseModel):
@@ -238,7 +239,7 @@ def discard(folder: Path) -> None:
     """Remove a checkpoint, if it is there."""
     # Renamed first: a kill in the middle must not leave a torn folder under a whole one's name.
     if folder.exists():
-        doomed = folder.with_name(folder.name + ".old.partial")
+        doomed = folder.with_name(folder.name + _DOOMED)
         shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
         # What a reader holds open a network file system keeps; the next save clears it away.
@@ -249,7 +250,7 @@ def discard_unfinished(run: Path) -> None:
     """Remove what is left of checkpoints that were not finished, as far as the system lets it."""
     for stale in run.glob("checkpoints/*.partial"):
         # Renamed first: its writer may be about to give it a whole one's name.
-        doomed = stale.with_name(f"{stale.name}.old.partial")
+        doomed = stale.with_name(f"{stale.name.removesuffix(_DOOMED)}{_DOOMED}")
         with contextlib.suppress(OSError):
             stale.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
@@ -258,13 +259,4 @@ def discard_unfinished(run: Path) -> None:
 def sync(folder: Path) -> None:
     """Bring everything below `folder` to the disk, so that a rename cannot overtake it."""
     for path in (*folder.rglob("*"), folder):
-        sync_names(path)
-
-
-def sync_names(folder: Path) -> None:
-    """Bring the names in one folder to the disk: after a power cut what was renamed is there."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        to_disk(path)

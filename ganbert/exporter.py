@@ -74,7 +74,11 @@ METRICS = (
     Metric("first_step", "gauge", "Step that this process went on from; 0: from the start"),
     Metric("step", "gauge", "Optimiser steps done since the start of training"),
     Metric("steps", "counter", "Optimiser steps done by this process"),
-    Metric("last_step_timestamp_seconds", "gauge", "Unix time at which the last step ended"),
+    Metric(
+        "last_step_timestamp_seconds",
+        "gauge",
+        "Unix time at which the last step ended, or this process began",
+    ),
     Metric("volumes", "counter", "MRI and PET pairs trained on by the ranks of this node"),
     Metric("data_wait_seconds", "counter", "Time this rank waited for the loader"),
     Metric("step_seconds", "histogram", "Wall time of an optimiser step", buckets=_STEP_BUCKETS),
@@ -113,7 +117,11 @@ METRICS = (
     ),
     Metric("validation_l1", "gauge", "Mean L1 on validation subjects, normalised"),
     Metric("checkpoint_step", "gauge", "Step of the newest checkpoint of this process"),
-    Metric("checkpoint_timestamp_seconds", "gauge", "Unix time at which it was whole"),
+    Metric(
+        "checkpoint_timestamp_seconds",
+        "gauge",
+        "Unix time at which it was whole; before the first one: at which this process began",
+    ),
     Metric("checkpoint_bytes", "gauge", "Its size"),
     Metric(
         "checkpoint_seconds",

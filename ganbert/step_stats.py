@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 PHASES = ("data", "generator_forward", "discriminator", "generator", "exchange")
 
@@ -64,7 +64,7 @@ def starting_with(stats: StepStats, prefix: str) -> dict[str, float]:
     """Fields of that prefix that have a value, by the rest of their names."""
     return {
         name.removeprefix(prefix): value
-        for name, value in asdict(stats).items()
+        for name, value in vars(stats).items()
         if name.startswith(prefix) and value is not None
     }
 

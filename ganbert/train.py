@@ -152,7 +152,7 @@ def train(
     -------
     The state after the last step done; `state.step` falls short of `max_steps` if interrupted.
     """
-    config = run.recipe.run
+    config, losses = run.recipe.run, run.recipe.run.losses
     samples_per_step = engines.micro_batch * engines.accumulation * world.size
     num_rows, own_time, clock = len(run.training_rows), OwnTime(world.device), PhaseClock()
 
@@ -172,13 +172,9 @@ def train(
                 with clock.running("generator_forward"):
                     pet_fake = engines.generator(batch.mri)
             with clock.running("discriminator"):
-                of_discriminator = discriminator_step(
-                    engines, batch, pet_fake, judged, config.losses
-                )
+                of_discriminator = discriminator_step(engines, batch, pet_fake, judged, losses)
             with clock.running("generator"):
-                of_generator = generator_step(
-                    engines, batch, pet_fake, made, config.losses, state.step
-                )
+                of_generator = generator_step(engines, batch, pet_fake, made, losses, state.step)
             measured.append(of_discriminator | of_generator)
 
         # The wish to stop travels with the statistics: all ranks leave at the same step.

@@ -193,6 +193,9 @@ def test_every_alert_has_its_section_in_the_runbook() -> None:
         assert f"\n### {rule['alert']}\n" in page
 
 
+ASKED_FOR = ("queue_length", "queue_limit", "jobs_running", "workers_ready")
+
+
 def exported() -> set[str]:
     """Series of both exporters, by the names that PromQL has for them."""
     names = set()
@@ -206,7 +209,7 @@ def exported() -> set[str]:
             ends = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
             names |= {family.name + end for end in ends.get(family.type, ("",))}
     # Measured when the pool asks for them (serve/pool.py).
-    return names | {"ganbert_serve_queue_length", "ganbert_serve_queue_limit"}
+    return names | {f"ganbert_serve_{name}" for name in ASKED_FOR}
 
 
 def test_what_rules_and_dashboards_name_is_exported() -> None:
@@ -216,8 +219,10 @@ def test_what_rules_and_dashboards_name_is_exported() -> None:
 
 def test_what_is_exported_is_shown_or_watched() -> None:
     shown = set().union(*map(metric_names, expressions()))
-    for metric in METRICS:
-        assert any(name.startswith(metric.series) for name in shown), metric.series
+    of_service = {family.name for family in Measures().registry.collect()}
+    families = {metric.series for metric in METRICS} | {f"ganbert_serve_{n}" for n in ASKED_FOR}
+    families |= {name for name in of_service if name.startswith("ganbert_")}
+    assert [name for name in families if not any(one.startswith(name) for one in shown)] == []
 
 
 @pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: file.stem)

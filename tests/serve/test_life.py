@@ -155,7 +155,8 @@ def test_events_tell_the_stages_in_order(service: RunningService) -> None:
     assert states[-1] == "done"
     assert "running" in states
     assert progress == sorted(progress)
-    assert len(set(progress)) > 5
+    # How many steps between are seen is the machine's affair; that some are is the service's.
+    assert {value for value in progress if 0.1 < value < 1}
     assert re.findall(r'"stage": "(reading|synthesising)"', text)
 
 

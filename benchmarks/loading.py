@@ -4,8 +4,8 @@
     python benchmarks/loading.py WORK --contenders dali_cache --endurance 10000
 
 All read the same images, conformed and compressed (MRI 256^3 uint8, PET 2 x 93 x 76 x 76 float32,
-`.nii.gz`), and deliver the same tensors, one pair at a time, in one process of two threads or with
-two workers:
+`.nii.gz`), and deliver the same tensors, --micro-batch pairs at a time (one), in one process of two
+threads or with two workers:
 
 `dali_cache`        this project, from the cache that `ganbert prepare` makes of them
 `dali_nii_gz`       this project without a cache: conforms (resamples) each image anew
@@ -14,9 +14,10 @@ two workers:
 `monai_cache`       its CacheDataset: the tensors in memory (four pairs here; 71 MB a pair)
 `memory_copy`       one thread copies as many bytes as the tensors have
 
-`_2` behind a name: two workers instead of none. Each repetition of a contender is a process of its
-own, alternating, so that noise of the machine falls on all; what was read ahead before the clock
-starts is taken out first. WORK keeps the images; they are made in the first run.
+`_with_2` behind a name: two worker processes instead of none; `_in_thread`: MONAI's
+ThreadDataLoader, which reads ahead in a thread of the same process. Each repetition of a contender
+is a process of its own, alternating, so that noise of the machine falls on all; what was read ahead
+before the clock starts is taken out first. WORK keeps the images; they are made in the first run.
 """
 
 import argparse
@@ -81,25 +82,25 @@ def make_images(work: Path, subjects: int) -> None:
     prepare(folder, work / "direct", layout="table", cached=False, **grids)
 
 
-def dali_pairs(folder: Path, num_pairs: int) -> Pairs:
-    """Stream pairs as training does, at micro-batch 1."""
+def dali_pairs(folder: Path, micro_batch: int, num_pairs: int) -> Pairs:
+    """Stream pairs as training does."""
     loader = build_loader(
         folder,
         load_index(folder),
         "train",
         intensity_ratio=RATIO,
-        micro_batch=1,
+        micro_batch=micro_batch,
         rank=0,
         world_size=1,
         seed=0,
         start_micro_step=0,
-        num_micro_steps=num_pairs,
+        num_micro_steps=num_pairs // micro_batch,
         device_id=None,
     )
     return ((batch.mri, batch.pet_real) for batch in loader)
 
 
-def monai_pairs(kind: str, work: Path, workers: int) -> Pairs:
+def monai_pairs(kind: str, work: Path, micro_batch: int, helpers: str) -> Pairs:
     """Load pairs with one of MONAI's datasets, for ever."""
     from monai import data, transforms
 
@@ -143,7 +144,11 @@ def monai_pairs(kind: str, work: Path, workers: int) -> Pairs:
         dataset = data.Dataset(pairs, steps)
     # A sampler that does not end: starting workers anew for each epoch of four would be unfair.
     sampler = itertools.cycle(range(len(pairs)))
-    loader = data.DataLoader(dataset, batch_size=1, sampler=_Endless(sampler), num_workers=workers)
+    options = {"batch_size": micro_batch, "sampler": _Endless(sampler)}
+    if helpers == "in_thread":
+        loader = data.ThreadDataLoader(dataset, **options, buffer_size=2, num_workers=0)
+    else:
+        loader = data.DataLoader(dataset, **options, num_workers=2 if helpers == "with_2" else 0)
     return ((batch["mri"], batch["pet"]) for batch in loader)
 
 
@@ -155,23 +160,25 @@ class _Endless(torch.utils.data.Sampler[int]):
         return self._order
 
 
-def memory_copies() -> Pairs:
-    """Copy the bytes of a pair's tensors."""
-    mri, pet = torch.rand(1, *MRI_GRID.shape), torch.rand(2, *PET_GRID.shape)
+def memory_copies(micro_batch: int) -> Pairs:
+    """Copy the bytes of a micro-batch's tensors."""
+    mri = torch.rand(micro_batch, 1, *MRI_GRID.shape)
+    pet = torch.rand(micro_batch, 2, *PET_GRID.shape)
     torch.set_num_threads(1)
     copies = torch.empty_like(mri), torch.empty_like(pet)
     while True:
         yield copies[0].copy_(mri), copies[1].copy_(pet)
 
 
-def open_pairs(contender: str, work: Path, num_pairs: int) -> Pairs:
+def open_pairs(contender: str, work: Path, micro_batch: int, num_pairs: int) -> Pairs:
     """Start a contender."""
-    name, _, workers = contender.partition("_with_")
-    if name == "memory_copy":
-        return memory_copies()
-    if name.startswith("dali"):
-        return dali_pairs(work / ("cached" if name == "dali_cache" else "direct"), num_pairs)
-    return monai_pairs(name, work, int(workers or 0))
+    if contender == "memory_copy":
+        return memory_copies(micro_batch)
+    if contender.startswith("dali"):
+        folder = work / ("cached" if contender == "dali_cache" else "direct")
+        return dali_pairs(folder, micro_batch, num_pairs)
+    kind, dataset, *helpers = contender.split("_", 2)
+    return monai_pairs(f"{kind}_{dataset}", work, micro_batch, "".join(helpers))
 
 
 CONTENDERS = (
@@ -181,24 +188,25 @@ CONTENDERS = (
     "monai_dataset_with_2",
     "monai_persistent",
     "monai_persistent_with_2",
+    "monai_persistent_in_thread",
     "monai_cache",
     "monai_cache_with_2",
     "memory_copy",
 )
 
 
-def measure(contender: str, work: Path, seconds: float) -> dict[str, float]:
-    """Pairs per second of one contender, over at least `seconds` and twelve pairs."""
-    pairs = open_pairs(contender, work, 100_000)
+def measure(contender: str, work: Path, micro_batch: int, seconds: float) -> dict[str, float]:
+    """Pairs per second of one contender, over at least `seconds` and twelve micro-batches."""
+    pairs = open_pairs(contender, work, micro_batch, 100_000)
     for _ in range(_SKIPPED):
         mri, pet = next(pairs)
-    if mri.dtype != torch.float32 or 4 * (mri.numel() + pet.numel()) != _BYTES:
+    if mri.dtype != torch.float32 or 4 * (mri.numel() + pet.numel()) != micro_batch * _BYTES:
         sys.exit(f"{contender} does not deliver the pair that the others do")
     started, count = time.perf_counter(), 0
     while count < 12 or time.perf_counter() - started < seconds:
         next(pairs)
         count += 1
-    return {"rate": count / (time.perf_counter() - started)}
+    return {"rate": micro_batch * count / (time.perf_counter() - started)}
 
 
 def endure(contender: str, work: Path, num_pairs: int, console: Console) -> None:
@@ -206,7 +214,7 @@ def endure(contender: str, work: Path, num_pairs: int, console: Console) -> None
     process = psutil.Process()
     table = Table("pairs", "resident memory (GiB)", "pairs per second")
     started = time.perf_counter()
-    for count, _ in enumerate(open_pairs(contender, work, num_pairs), start=1):
+    for count, _ in enumerate(open_pairs(contender, work, 1, num_pairs), start=1):
         if count in (100, 1000) or count % 2000 == 0:
             family = [process, *process.children(recursive=True)]
             resident = sum(each.memory_info().rss for each in family) / 2**30
@@ -218,7 +226,7 @@ def endure(contender: str, work: Path, num_pairs: int, console: Console) -> None
 def in_own_process(contender: str, options: argparse.Namespace) -> float:
     """Measure in a fresh process."""
     command = [sys.executable, __file__, str(options.work), "--only", contender]
-    command += ["--seconds", str(options.seconds)]
+    command += ["--seconds", str(options.seconds), "--micro-batch", str(options.micro_batch)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{contender}: {done.stderr.strip().splitlines()[-1]}")
@@ -262,13 +270,15 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=6, help="two of them are not trained on")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
+    parser.add_argument("--micro-batch", type=int, default=1, help="pairs delivered at a time")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--endurance", type=int, metavar="PAIRS", help="watch memory instead")
     parser.add_argument("--only", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     console = Console(width=110)
     if options.only:
-        sys.stdout.write(json.dumps(measure(options.only, options.work, options.seconds)) + "\n")
+        found = measure(options.only, options.work, options.micro_batch, options.seconds)
+        sys.stdout.write(json.dumps(found) + "\n")
         return
     options.work.mkdir(parents=True, exist_ok=True)
     make_images(options.work, options.subjects)

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
@@ -164,6 +165,8 @@ class DirectReader:
         # Unpickled in a process of DALI's, which would wait for ever for a rank that was killed.
         parent = multiprocessing.parent_process()
         if parent is not None:
+            # A terminal sends Ctrl-C to every process; the rank finishes its step first.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
 
     def __call__(self, sample: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Any]:

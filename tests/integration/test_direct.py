@@ -178,6 +178,17 @@ def test_reading_processes_end_with_a_rank_that_is_killed(
         time.sleep(0.1)
 
 
+@pytest.mark.slow
+def test_reading_processes_leave_ctrl_c_to_their_rank(folders: dict[str, Path]) -> None:
+    loader = load(folders["direct"], 40)
+    readers = psutil.Process().children()
+    next(loader)
+    assert len(readers) >= 2
+    for reader in readers:
+        reader.send_signal(signal.SIGINT)
+    assert len(list(loader)) == 39
+
+
 def test_a_hole_in_the_dataset_shows_before_the_first_batch(
     folders: dict[str, Path], dataset: Path
 ) -> None:

@@ -7,13 +7,17 @@ their processes is killed (SIGKILL), at a random moment: a rank, a part of the l
 one of them while a checkpoint is written, or before the first step. The same command is given
 again, until no kill is left and the training ends. What must hold then:
 
-- after each kill every process of the run is gone in time, and every finished checkpoint is whole
-  and at least as new as before
+- after each kill every process of the run is gone in time
+- every checkpoint that was finished just before the kill is there after it and whole, but for those
+  that newer ones have replaced
 - each start goes on from the newest checkpoint
 - each step is in the log once, after what was done twice is taken out, with the numbers of the
-  undisturbed run to the last bit: so no sample was skipped or seen twice
+  undisturbed run to the last bit
+- each epoch had each sample once, and each rank the samples that it had in the undisturbed run
 - weights, optimisers, schedules and counters of the last checkpoint and the export are those of the
   undisturbed run, to the last bit
+
+What does not hold is counted, and the script ends with 1.
 """
 
 import argparse
@@ -25,12 +29,12 @@ import os
 import platform
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,116 +44,50 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from ganbert.checkpoint_files import find_damage, list_checkpoints
+from ganbert.checkpoint_files import list_checkpoints
 from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID
+from ganbert.data.index import load_index
 from ganbert.data.phantom import make_cohort
 from ganbert.prepare import prepare
+from ganbert.sample_log import read_samples
+from tests.chaos.ledger import CheckpointLedger, epochs_of
+from tests.chaos.training import HANGS_SECONDS, REPOSITORY, Failure, Training, kind_of, wait_until
 from tests.saved_engines import engines_of, leaves
 
-REPOSITORY = Path(__file__).parents[2]
 RECIPE = REPOSITORY / "tests" / "data" / "recipe_tiny"
+TRACER = "AV45"
 CHECKPOINT_EVERY = 3
+KEEP_CHECKPOINTS = 2
 # A start is killed at the latest this many steps after it began to train: two checkpoints.
 MOST_STEPS = 2 * CHECKPOINT_EVERY
 KINDS = ("rank", "launcher", "parent", "rank in a save", "parent in a save", "before a step")
 # Parent, two of the launcher, two ranks.
 NUM_PROCESSES = 5
 GONE_SECONDS = 120.0
-HANGS_SECONDS = 600.0
+# What `compare` counts that should be none, and what it finds that should be one.
+LOSSES = (
+    "steps_that_differ",
+    "samples_skipped",
+    "samples_repeated",
+    "micro_steps_with_other_samples",
+)
+ENDS = ("sha256_of_the_end", "sha256_of_the_undisturbed_end")
 # Of a line of the log, what is not the same in two runs.
 TIMES = ("seconds", "volumes_per_second", "data_wait_seconds", "own_seconds", "phase_seconds")
 
 
-class Failure(AssertionError):
-    """Something was lost."""
-
-
 @dataclass
 class Figures:
-    """What is counted; see `main` for what is made of it."""
+    """What is counted on the way; see `report` for the rest."""
 
+    checkpoints: CheckpointLedger
     kills: Counter[str] = field(default_factory=Counter)
     in_a_save: int = 0
+    interrupted_saves: int = 0
+    processes_left: list[str] = field(default_factory=list)
+    successes_reported: int = 0
     seconds_until_gone: list[float] = field(default_factory=list)
     exit_codes: Counter[int] = field(default_factory=Counter)
-
-
-@dataclass(frozen=True)
-class Training:
-    """One run, and the command that starts it and goes on with it."""
-
-    run: Path
-    data: Path
-    recipe: Path
-
-    def start(self) -> subprocess.Popen[bytes]:
-        """`ganbert train`, its words in the run's own file."""
-        options = ("--config", self.recipe, "--data", self.data, "--output", self.run)
-        with self.words.open("ab") as words:
-            return subprocess.Popen(
-                [sys.executable, "-m", "ganbert.cli", "train", *map(str, options), "--num-gpus=2"],
-                stdout=words,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-            )
-
-    @property
-    def words(self) -> Path:
-        """What the processes of the run print."""
-        return self.run.with_suffix(".txt")
-
-    def processes(self) -> list[psutil.Process]:
-        """Parent, launcher, ranks: all that is alive."""
-        found = []
-        for process in psutil.process_iter(["cmdline", "status"]):
-            is_ours = str(self.run) in (process.info["cmdline"] or [])
-            if is_ours and process.info["status"] != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        return found
-
-    def log(self) -> list[dict[str, Any]]:
-        """Whole lines of the log."""
-        file = self.run / "log.jsonl"
-        text = file.read_text() if file.exists() else ""
-        return [json.loads(line) for line in text.split("\n")[:-1]]
-
-    def last_step(self) -> int:
-        """Step of the last line of the log."""
-        lines = self.log()
-        return int(lines[-1]["step"]) if lines else 0
-
-    def newest(self) -> int:
-        """Step of the newest finished checkpoint; 0 without one."""
-        found = list_checkpoints(self.run)
-        return int(found[-1].name.rpartition("-")[2]) if found else 0
-
-    def is_saving(self) -> bool:
-        """Whether a checkpoint is being written."""
-        return any((self.run / "checkpoints").glob("step-????????.partial"))
-
-
-def kind_of(process: psutil.Process) -> str:
-    """Say which process of a run it is."""
-    with contextlib.suppress(psutil.Error):
-        words = process.cmdline()
-        if any(word.startswith("--local_rank=") for word in words):
-            return "rank"
-        if "deepspeed.launcher.launch" in words or Path(words[1]).name == "deepspeed":
-            return "launcher"
-        return "parent"
-    return "gone"
-
-
-def wait_until(holds: Callable[[], bool], process: subprocess.Popen[bytes], pause: float) -> bool:
-    """Wait for something, as long as the training lives."""
-    end = time.monotonic() + HANGS_SECONDS
-    while not holds():
-        if process.poll() is not None:
-            return False
-        if time.monotonic() > end:
-            raise Failure("the training hangs")
-        time.sleep(pause)
-    return True
 
 
 def reach_moment(
@@ -165,7 +103,7 @@ def reach_moment(
     steps = dice.randint(1, MOST_STEPS - 1)
     wait_until(lambda: len(training.log()) >= begun + steps, process, 0.01)
     if kind.endswith("in a save"):
-        wait_until(training.is_saving, process, 0.0005)
+        wait_until(lambda: training.being_saved() is not None, process, 0.0005)
         time.sleep(dice.uniform(0.0, 0.15))
     else:
         time.sleep(dice.uniform(0.0, 0.5))
@@ -179,32 +117,40 @@ def kill_one(
     figures: Figures,
 ) -> None:
     """Kill a process of the run at a random moment, and see what it leaves."""
-    before = training.newest()
     reach_moment(training, process, kind, dice)
     if process.poll() is not None:
         raise Failure(f"the training ended by itself with {process.returncode}, before: {kind}")
     wanted = kind.partition(" ")[0]
     found = sorted(training.processes(), key=lambda found: found.pid)
     victims = [one for one in found if wanted in ("before", kind_of(one))]
-    was_saving = training.is_saving()
+    figures.checkpoints.look(is_running=True)
+    in_work = training.being_saved()
     dice.choice(victims).kill()
+    figures.seconds_until_gone.append(wait_until_gone(training, process, kind, figures))
+    figures.kills[kind] += 1
+    figures.in_a_save += in_work is not None
+    figures.interrupted_saves += in_work is not None and not training.has(in_work)
+    figures.exit_codes[process.returncode] += 1
+    figures.successes_reported += process.returncode == 0
+    figures.checkpoints.look()
+
+
+def wait_until_gone(
+    training: Training, process: subprocess.Popen[bytes], kind: str, figures: Figures
+) -> float:
+    """Return the seconds until all processes of the run are gone; end and count those that stay."""
     killed = time.monotonic()
-    process.wait(GONE_SECONDS)
     while left := training.processes():
         if time.monotonic() > killed + GONE_SECONDS:
-            raise Failure(f"{[kind_of(one) for one in left]} left after: {kind}")
-        time.sleep(0.1)
-    figures.seconds_until_gone.append(time.monotonic() - killed)
-    figures.kills[kind] += 1
-    figures.in_a_save += was_saving
-    figures.exit_codes[process.returncode] += 1
-    if process.returncode == 0:
-        raise Failure(f"a killed training reports success, after: {kind}")
-    for folder in list_checkpoints(training.run):
-        if (damage := find_damage(folder)) is not None:
-            raise Failure(f"{folder.name} is damaged after: {kind}: {damage}")
-    if training.newest() < before:
-        raise Failure(f"a checkpoint was lost after: {kind}")
+            figures.processes_left += [f"{kind_of(one)} after: {kind}" for one in left]
+            for one in left:
+                with contextlib.suppress(psutil.Error):
+                    one.kill()
+            psutil.wait_procs(left, GONE_SECONDS)
+        process.poll()
+        time.sleep(0.05)
+    process.wait(GONE_SECONDS)
+    return time.monotonic() - killed
 
 
 def torment(training: Training, num_kills: int, dice: random.Random, figures: Figures) -> None:
@@ -219,6 +165,7 @@ def torment(training: Training, num_kills: int, dice: random.Random, figures: Fi
                 code = process.wait(10 * HANGS_SECONDS)
                 if code != 0:
                     raise Failure(f"the last start ended with {code}: see {training.words}")
+                figures.checkpoints.look()
             else:
                 kill_one(training, process, kind, dice, figures)
         finally:
@@ -252,19 +199,31 @@ def digest(run: Path) -> str:
     return total.hexdigest()
 
 
-def compare(whole: Training, killed: Training) -> None:
-    """Hold a run against the undisturbed one."""
-    expected = [_without_times(line) for line in whole.log()]
-    by_step = {line["step"]: _without_times(line) for line in killed.log()}
-    if [line["step"] for line in expected] != list(range(1, len(expected) + 1)):
+def compare(whole: Training, killed: Training) -> dict[str, Any]:
+    """Hold a run against the undisturbed one, and count what is not the same."""
+    expected = {line["step"]: _without_times(line) for line in whole.log()}
+    if list(expected) != list(range(1, len(expected) + 1)):
         raise Failure("the undisturbed run has not all steps")
-    for line in expected:
-        if by_step.pop(line["step"], None) != line:
-            raise Failure(f"step {line['step']} is missing, or another one")
-    if by_step:
-        raise Failure(f"steps that the undisturbed run does not have: {sorted(by_step)}")
-    if digest(whole.run) != digest(killed.run):
-        raise Failure("other weights, optimisers, schedules or counters")
+    found = {line["step"]: _without_times(line) for line in killed.log()}
+    steps = expected.keys() | found.keys()
+    samples, samples_expected = read_samples(killed.run), read_samples(whole.run)
+    micro_steps = samples.keys() | samples_expected.keys()
+    num_rows = len(load_index(killed.data).select("train", TRACER))
+    skipped, repeated = epochs_of(samples, num_rows)
+    rows = [row for ranks in samples.values() for of_rank in ranks.values() for row in of_rank]
+    return {
+        "steps": len(expected),
+        "steps_that_differ": sum(expected.get(step) != found.get(step) for step in steps),
+        "samples": len(rows),
+        "samples_of_an_epoch": num_rows,
+        "samples_skipped": skipped,
+        "samples_repeated": repeated,
+        "micro_steps_with_other_samples": sum(
+            samples.get(step) != samples_expected.get(step) for step in micro_steps
+        ),
+        "sha256_of_the_end": digest(killed.run),
+        "sha256_of_the_undisturbed_end": digest(whole.run),
+    }
 
 
 def _without_times(line: dict[str, Any]) -> dict[str, Any]:
@@ -273,14 +232,19 @@ def _without_times(line: dict[str, Any]) -> dict[str, Any]:
 
 def set_up(folder: Path, num_kills: int) -> tuple[Training, Training]:
     """Make cohort and recipe; return the run to leave alone and the one to kill."""
-    make_cohort(folder / "bids", num_subjects=8, tracer="AV45", seed=5, size="tiny", jobs=1)
+    make_cohort(folder / "bids", num_subjects=8, tracer=TRACER, seed=5, size="tiny", jobs=1)
     grids = {"mri_grid": TINY_MRI_GRID, "pet_grid": TINY_PET_GRID}
     prepare(folder / "bids", folder / "prepared", seed=0, jobs=1, **grids)
     shutil.copytree(RECIPE, folder / "recipe")
     settings = yaml.safe_load((folder / "recipe" / "run.yaml").read_text())
     # A start that is killed in a save gets one checkpoint further than its steps.
     steps = (MOST_STEPS + CHECKPOINT_EVERY) * num_kills * 2 // 3 + MOST_STEPS
-    settings |= {"max_steps": steps, "checkpoint_every": CHECKPOINT_EVERY, "keep_checkpoints": 2}
+    settings |= {
+        "max_steps": steps,
+        "checkpoint_every": CHECKPOINT_EVERY,
+        "keep_checkpoints": KEEP_CHECKPOINTS,
+        "log_samples": True,
+    }
     (folder / "recipe" / "run.yaml").write_text(yaml.safe_dump(settings))
     whole, killed = (
         Training(folder / name, folder / "prepared", folder / "recipe")
@@ -294,11 +258,20 @@ def _commit() -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def report(killed: Training, figures: Figures, seconds: float, seed: int) -> dict[str, Any]:
-    """Return what is published."""
+def report(
+    killed: Training, figures: Figures, comparison: dict[str, Any], seconds: float, seed: int
+) -> dict[str, Any]:
+    """Return what is published; `failures` has the names of the figures that should be others."""
     done = [line["step"] for line in killed.log()]
     names = ("torch", "deepspeed", "numpy", "nvidia-dali-cuda120")
     installed = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
+    losses = {
+        "checkpoints_lost": len(figures.checkpoints.lost),
+        "processes_left": len(figures.processes_left),
+        "kills_reported_as_success": figures.successes_reported,
+        **{name: comparison.pop(name) for name in LOSSES},
+    }
+    ends = [comparison.pop(name) for name in ENDS]
     return {
         "command": f"python -m tests.chaos.chaos --kills {figures.kills.total()} --seed {seed}",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -312,41 +285,45 @@ def report(killed: Training, figures: Figures, seconds: float, seed: int) -> dic
         "kills": dict(sorted(figures.kills.items())),
         "kills_in_all": figures.kills.total(),
         "kills_while_a_checkpoint_was_written": figures.in_a_save,
+        "of_them_the_checkpoint_was_not_finished": figures.interrupted_saves,
         "exit_codes": {str(code): num for code, num in sorted(figures.exit_codes.items())},
-        "steps": max(done),
-        "steps_done_twice": len(done) - max(done),
+        **comparison,
+        "steps_done_twice": len(done) - len(set(done)),
         "seconds_until_all_were_gone": {
-            "median": sorted(figures.seconds_until_gone)[len(figures.seconds_until_gone) // 2],
+            "median": statistics.median(figures.seconds_until_gone),
             "longest": max(figures.seconds_until_gone),
         },
-        "checkpoints_lost": 0,
-        "processes_left": 0,
+        **losses,
+        "lost_and_left": [*figures.checkpoints.lost, *figures.processes_left],
+        **dict(zip(ENDS, ends, strict=True)),
+        "failures": [
+            *(name for name, number in losses.items() if number != 0),
+            *(["sha256_of_the_end"] if ends[0] != ends[1] else []),
+        ],
         "minutes": seconds / 60,
-        "sha256_of_the_end": digest(killed.run),
-        "equals_the_undisturbed_run": True,
     }
 
 
 def run_chaos(folder: Path, num_kills: int, seed: int) -> dict[str, Any]:
-    """Train twice, once with kills, and compare.
+    """Train twice, once with kills, and count what the kills have cost (see `report`).
 
     Raises
     ------
     Failure
-        If anything was lost.
+        If a training cannot get to its end.
     """
     started = time.monotonic()
     whole, killed = set_up(folder, num_kills)
     if (code := whole.start().wait(10 * HANGS_SECONDS)) != 0:
         raise Failure(f"the undisturbed run ended with {code}: see {whole.words}")
-    figures = Figures()
+    figures = Figures(CheckpointLedger(killed.run, KEEP_CHECKPOINTS))
     torment(killed, num_kills, random.Random(seed), figures)
-    compare(whole, killed)
-    return report(killed, figures, time.monotonic() - started, seed)
+    comparison = compare(whole, killed)
+    return report(killed, figures, comparison, time.monotonic() - started, seed)
 
 
-def main() -> None:
-    """Run it, print the figures and write them."""
+def main() -> int:
+    """Run it, print the figures and write them; return the exit code."""
     parser = argparse.ArgumentParser(description="Kill a training again and again.")
     parser.add_argument("--kills", type=int, default=26)
     parser.add_argument("--seed", type=int, default=1)
@@ -358,9 +335,12 @@ def main() -> None:
     print(text)
     if options.out is not None:
         options.out.write_text(text + "\n")
-    # Only now: after a failure one wants to look.
+    if figures["failures"]:
+        print(f"failed; what is left to look at: {folder}")
+        return 1
     shutil.rmtree(folder)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -28,7 +28,7 @@ from prometheus_client import (
 )
 
 from ganbert.errors import PlatformError
-from ganbert.step_stats import PHASES, StepStats, losses_of, starting_with
+from ganbert.step_stats import PHASES, StepStats, losses_of, starting_with, token_shares_of
 
 # Seconds; a CPU demo step takes seconds, a step on a fast GPU tenths.
 _STEP_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0)
@@ -98,6 +98,14 @@ METRICS = (
         "patches)",
         ("kind",),
         only_on="recipes with an adversary",
+    ),
+    Metric(
+        "token_band_ratio",
+        "gauge",
+        "Share of an image's tokens in a band of ids: negative and overflow take ids of low ones, "
+        "those of in_range stand for one value each",
+        ("image", "band"),
+        only_on="recipes with BERT",
     ),
     Metric("learning_rate", "gauge", "Learning rate", ("network",)),
     Metric(
@@ -230,6 +238,8 @@ class PrometheusSink:
             series["validation_l1"].set(stats.validation_l1)
         for labels, value in losses_of(stats).items():
             series["loss"].labels(*labels).set(value)
+        for labels, value in token_shares_of(stats).items():
+            series["token_band_ratio"].labels(*labels).set(value)
         for rank in self._ranks if stats.own_seconds else ():
             series["rank_own_seconds"].labels(str(rank)).set(stats.own_seconds[rank])
         families = {

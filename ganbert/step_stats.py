@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 PHASES = ("data", "generator_forward", "discriminator", "generator", "exchange")
+# Whose tokens BERT reads, in the order of `token_share_*`.
+TOKEN_IMAGES = ("mri", "pet_real", "pet_fake")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class StepStats:
         that a CNN without BERT did, 0..1
     gradient_norm_* : 2-norm over all weights, before clipping; None where DeepSpeed keeps none
     fp16_scale_* : float16's dynamic loss scale after the step; None without float16
+    token_share_* : share of an image's 512 tokens, 0..1, in a band of ids (`BandShares`), before
+        `value_noise`; what `ganbert inspect --tokens` counts for a whole dataset
     phase_seconds : of this rank, by phase (`PHASES`), as its host saw them: what a GPU has been
         told, it does later, and the wait for it shows in `exchange`
 
@@ -57,6 +61,18 @@ class StepStats:
     gradient_norm_discriminator: float | None = None
     fp16_scale_generator: float | None = None
     fp16_scale_discriminator: float | None = None
+    token_share_mri_negative: float | None = None
+    token_share_mri_low: float | None = None
+    token_share_mri_in_range: float | None = None
+    token_share_mri_overflow: float | None = None
+    token_share_pet_real_negative: float | None = None
+    token_share_pet_real_low: float | None = None
+    token_share_pet_real_in_range: float | None = None
+    token_share_pet_real_overflow: float | None = None
+    token_share_pet_fake_negative: float | None = None
+    token_share_pet_fake_low: float | None = None
+    token_share_pet_fake_in_range: float | None = None
+    token_share_pet_fake_overflow: float | None = None
     phase_seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -76,6 +92,15 @@ def losses_of(stats: StepStats) -> dict[tuple[str, str], float]:
         term, _, network = name.partition("_")
         losses[network or "generator", term] = value  # L1 is the generator's alone
     return losses
+
+
+def token_shares_of(stats: StepStats) -> dict[tuple[str, str], float]:
+    """Values by (image, band)."""
+    return {
+        (image, band): value
+        for image in TOKEN_IMAGES
+        for band, value in starting_with(stats, f"token_share_{image}_").items()
+    }
 
 
 class PhaseClock:

@@ -11,7 +11,10 @@ from ganbert.config import LossConfig
 from ganbert.data.loader import Batch
 from ganbert.engines import Engines, frozen
 from ganbert.loss_scale import backward_and_step
+from ganbert.models.discriminators import Judgement
+from ganbert.models.vocabulary import BandShares, band_means
 from ganbert.ranks import mean_over_ranks
+from ganbert.step_stats import TOKEN_IMAGES
 
 
 def discriminator_step(
@@ -26,7 +29,7 @@ def discriminator_step(
 
     Returns
     -------
-    Losses and accuracies, scalars, by their names in `StepStats`.
+    Losses, accuracies and shares of tokens, scalars, by their names in `StepStats`.
 
     Raises
     ------
@@ -62,7 +65,8 @@ def discriminator_step(
     loss = losses.weighted_sum(terms, weights)
     backward_and_step(engines.discriminator, loss, "discriminator")
     named = {f"loss_{name}_discriminator": term.detach() for name, term in terms.items()}
-    return named | {"nsp_accuracy_real": on_real, "nsp_accuracy_generated": 1 - on_fake}
+    named |= {"nsp_accuracy_real": on_real, "nsp_accuracy_generated": 1 - on_fake}
+    return named | _token_shares(judgement, num)
 
 
 def generator_step(
@@ -110,6 +114,19 @@ def generator_step(
         f"loss_{name}_generator": term.detach() for name, term in terms.items() if name != "l1"
     }
     return {"loss_l1": terms["l1"].detach()} | adversarial
+
+
+def _token_shares(judgement: Judgement, num: int) -> dict[str, Tensor]:
+    """Shares of tokens by band, scalars by their names in `StepStats`; of MRI, real, generated."""
+    if judgement.mri_values is None or judgement.pet_values is None:
+        return {}
+    values = (judgement.mri_values[:num], *judgement.pet_values.split(num))
+    shares = band_means(torch.stack(values).flatten(1))
+    return {
+        f"token_share_{image}_{band}": share
+        for image, of_image in zip(TOKEN_IMAGES, shares, strict=True)
+        for band, share in zip(BandShares._fields, of_image, strict=True)
+    }
 
 
 def _over_ranks(rights: dict[str, Tensor]) -> dict[str, Tensor]:

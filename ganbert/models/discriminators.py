@@ -27,12 +27,16 @@ class Judgement(NamedTuple):
     mlm_logits : Tensor (N, M, V), float32
     mlm_labels : Tensor (N, M), int64; ids of the MRI and of the *real* PET
     patch_logits : Tensor (N, 1, d, h, w), float32; positive where a patch looks real
+    mri_values, pet_values : Tensor (N, 512), float32, detached; what the images are summarised to
+        for BERT, before `value_noise`
     """
 
     nsp_logits: Tensor | None = None
     mlm_logits: Tensor | None = None
     mlm_labels: Tensor | None = None
     patch_logits: Tensor | None = None
+    mri_values: Tensor | None = None
+    pet_values: Tensor | None = None
 
     def rows(self, which: slice | Tensor) -> "Judgement":
         """Judgement of some of the PETs."""
@@ -98,6 +102,7 @@ class BertDiscriminator(Discriminator):
         blocks = len(pet) // len(mri)
         mri_values = summarise_mri(mri).repeat(blocks, 1)
         pet_values = summarise_pet(pet)
+        of_images = mri_values.detach(), pet_values.detach()
         if self.training and self.config.value_noise > 0:
             # A generated PET is smooth and a real one noisy: single tokens would give it away.
             pet_values = pet_values + self.config.value_noise * torch.randn_like(pet_values)
@@ -105,7 +110,7 @@ class BertDiscriminator(Discriminator):
         with torch.no_grad():
             real_values = summarise_pet(pet_real).repeat(blocks, 1)
             labels = self._labels(mri_values, real_values, masked_positions)
-        return Judgement(output.nsp_logits, output.mlm_logits, labels)
+        return Judgement(output.nsp_logits, output.mlm_logits, labels, None, *of_images)
 
     @staticmethod
     def _labels(mri_values: Tensor, pet_values: Tensor, masked_positions: Tensor) -> Tensor:

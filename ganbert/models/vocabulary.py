@@ -70,13 +70,31 @@ def band_shares(values: Tensor) -> BandShares:
 
     Source: Shin et al. 2020, section 4.2.
     """
+    return BandShares(*_in_bands(values.flatten()).double().mean(0).tolist())
+
+
+def band_means(values: Tensor) -> Tensor:
+    """The same shares for each row, left where the values are: nobody waits for the device.
+
+    Parameters
+    ----------
+    values : Tensor (..., N), float, summarised values without NaN
+
+    Returns
+    -------
+    Tensor (..., 4), float32, in the order of `BandShares`
+    """
+    return _in_bands(values).float().mean(-2)
+
+
+def _in_bands(values: Tensor) -> Tensor:
+    """Whether a value lies in each band: Tensor (..., 4), bool, in the order of `BandShares`."""
     scaled = torch.round(values.float() * SCALE)
     negative = scaled < 0
     overflow = scaled > MAX_INTENSITY_ID
     low = ~negative & (scaled < FIRST_OWN_ID)
     in_range = ~(negative | overflow | low)
-    masks = (negative, low, in_range, overflow)
-    return BandShares(*(int(mask.sum()) / scaled.numel() for mask in masks))
+    return torch.stack((negative, low, in_range, overflow), dim=-1)
 
 
 def values_to_integers(values: Tensor) -> Tensor:

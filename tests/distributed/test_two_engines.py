@@ -15,6 +15,8 @@ from ganbert.errors import ConfigError, GanbertError
 from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
 from ganbert.models.rounding import GRADIENTS
+from ganbert.models.summary import summarise_mri, summarise_pet
+from ganbert.models.vocabulary import band_shares
 from ganbert.recipe import Recipe, load_recipe
 from ganbert.steps import discriminator_step, generator_step
 
@@ -252,7 +254,9 @@ def test_every_kind_of_discriminator_trains_all_its_networks(kind: str, terms: s
     losses = {"loss_l1"} | {f"loss_{term}_generator" for term in terms}
     losses |= {f"loss_{term}_discriminator" for term in terms}
     accuracies = {"nsp_accuracy_real", "nsp_accuracy_generated"} if terms else set()
-    assert measured.keys() == losses | accuracies
+    shares = {name for name in measured if name.startswith("token_share_")}
+    assert len(shares) == (3 * 4 if "nsp" in terms else 0)
+    assert measured.keys() - shares == losses | accuracies
     assert all(bool(value.isfinite()) for value in measured.values())
     assert engines.by_name.keys() == {"generator", *(["discriminator"] if terms else [])}
     for name, engine in engines.by_name.items():
@@ -260,6 +264,23 @@ def test_every_kind_of_discriminator_trains_all_its_networks(kind: str, terms: s
         for part in {key.split(".")[0] for key in before}:
             of_part = [key for key in before if key.split(".")[0] == part]
             assert any(not torch.equal(before[key], after[key]) for key in of_part), part
+
+
+@pytest.mark.parametrize("losses", [{}, {"r1": 1.0}])
+def test_shares_of_tokens_are_those_of_the_images(losses: dict[str, float]) -> None:
+    recipe = recipe_of("bert", losses, value_noise=0.5)
+    batch, engines = random_batch(2), engines_with(recipe)
+    pet_fake = batch.pet_real - 4
+    masks = engines.sample_masks(6, torch.Generator().manual_seed(2)).to(DEVICE)
+    measured = discriminator_step(engines, batch, pet_fake, masks[:4], recipe.run.losses)
+    for image, values in (
+        ("mri", summarise_mri(batch.mri)),
+        ("pet_real", summarise_pet(batch.pet_real)),
+        ("pet_fake", summarise_pet(pet_fake)),
+    ):
+        for band, share in band_shares(values)._asdict().items():
+            assert measured[f"token_share_{image}_{band}"].item() == pytest.approx(share, abs=1e-6)
+    assert measured["token_share_pet_fake_negative"] == 1
 
 
 @pytest.mark.parametrize(

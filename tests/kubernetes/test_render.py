@@ -128,10 +128,32 @@ def test_custom_kinds_are_valid(documents: list[Document]) -> None:
         ("overlays/mpijob", "MPIJob", "runPolicy"),
         ("overlays/trainer-v2", "TrainJob", "trainer"),
         ("overlays/trainer-v2", "ClusterTrainingRuntime", "mlPolicy"),
+        ("overlays/monitored", "PodMonitor", "selector"),
     ],
 )
 def test_an_unknown_field_of_a_custom_kind_is_seen(target: str, kind: str, field: str) -> None:
-    document = find(render(target), kind)
+    document = next(d for d in render(target) if d["kind"] == kind)
     document["spec"][field]["patience"] = 3
     (error,) = errors(document)
     assert "patience" in error
+
+
+@needs_definitions
+def test_an_unknown_field_of_an_alert_is_seen() -> None:
+    document = find(render("overlays/monitored"), "PrometheusRule")
+    document["spec"]["groups"][0]["rules"][-1]["patience"] = "3m"
+    (error,) = errors(document)
+    assert "patience" in error
+
+
+@needs_definitions
+def test_every_custom_kind_has_its_definition_at_hand() -> None:
+    """A group that nobody has entered above would be taken for one of Kubernetes' own."""
+    own = {"v1", "apps/v1", "autoscaling/v2", "batch/v1", "networking.k8s.io/v1", "policy/v1"}
+    documents = [document for target in TARGETS for document in render(target)]
+    for document in documents:
+        assert document["apiVersion"] in own or is_custom(document), document["apiVersion"]
+    kinds = {(group(d), d["kind"], d["apiVersion"].rpartition("/")[2]) for d in documents}
+    for of, kind, version in sorted(kinds):
+        if of in CUSTOM_GROUPS:
+            assert schema(of, kind, version)

@@ -66,6 +66,15 @@ def judged(real: float, generated: float) -> dict[str, str]:
     }
 
 
+def tokens(image: str, negative: float, overflow: float) -> dict[str, str]:
+    shares = {"negative": negative, "overflow": overflow, "low": 0.0}
+    shares["in_range"] = 1 - sum(shares.values())
+    return {
+        f'ganbert_token_band_ratio{{{RUN},image="{image}",band="{band}"}}': steady(share)
+        for band, share in shares.items()
+    }
+
+
 def loss(value: str) -> dict[str, str]:
     return {f'ganbert_loss{{{RUN},network="generator",term="l1"}}': value}
 
@@ -121,6 +130,12 @@ CASES: dict[str, list[tuple[bool, dict[str, str]]]] = {
     ],
     "GanbertDiscriminatorWon": [(True, judged(1, 1)), (False, judged(1, 0.9))],
     "GanbertDiscriminatorLost": [(True, judged(1, 0)), (False, judged(0.8, 0.7))],
+    "GanbertTokensAlias": [
+        (True, tokens("pet_real", 0.4, 0.2)),
+        (False, tokens("pet_real", 0.25, 0.03)),
+        (False, tokens("pet_fake", 1.0, 0.0)),
+        (False, tokens("mri", 0.8, 0.0)),
+    ],
     "GanbertCheckpointTooOld": [
         (True, {f"ganbert_checkpoint_timestamp_seconds{{{RUN}}}": steady(-9000), **unfinished()}),
         (False, {f"ganbert_checkpoint_timestamp_seconds{{{RUN}}}": steady(9000), **unfinished()}),

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from ganbert.errors import OutputError, PlatformError
 from ganbert.exporter import PrometheusSink
-from ganbert.step_stats import StepStats
+from ganbert.models.vocabulary import BandShares
+from ganbert.step_stats import TOKEN_IMAGES, StepStats, token_shares_of
 from ganbert.telemetry import ConsoleSink, JsonlSink, Telemetry
 
 STATS = StepStats(
@@ -34,6 +35,8 @@ STATS = StepStats(
     learning_rate_generator=1e-4,
     learning_rate_discriminator=2e-4,
     own_seconds=[0.1, 0.2, 0.3, 0.4],
+    token_share_pet_fake_negative=0.25,
+    token_share_pet_fake_in_range=0.75,
 )
 
 
@@ -117,6 +120,9 @@ def test_scrape_shows_the_last_step_and_the_sums(prometheus: PrometheusSink) -> 
         "ganbert_loss{network=discriminator}{term=mlm}": 8.5,
         "ganbert_nsp_accuracy_ratio{kind=real}": 0.5,
         "ganbert_nsp_accuracy_ratio{kind=generated}": 1.0,
+        "ganbert_token_band_ratio{band=negative}{image=pet_fake}": 0.25,
+        "ganbert_token_band_ratio{band=in_range}{image=pet_fake}": 0.75,
+        "ganbert_token_band_ratio{band=low}{image=pet_fake}": None,
         "ganbert_learning_rate{network=generator}": 1e-4,
         "ganbert_learning_rate{network=discriminator}": 2e-4,
         "ganbert_rank_own_seconds{rank=2}": 0.3,
@@ -124,6 +130,14 @@ def test_scrape_shows_the_last_step_and_the_sums(prometheus: PrometheusSink) -> 
         "ganbert_rank_own_seconds{rank=1}": None,  # of another node
     }
     assert {name: seen.get(name) for name in expected} == pytest.approx(expected)
+
+
+def test_every_band_of_every_image_has_its_field() -> None:
+    names = {f"token_share_{image}_{band}" for image in TOKEN_IMAGES for band in BandShares._fields}
+    own = {field.name for field in fields(StepStats) if field.name.startswith("token_share_")}
+    assert own == names
+    stats = replace(STATS, **dict.fromkeys(names, 0.25))
+    assert len(token_shares_of(stats)) == len(names)
 
 
 def test_validation_and_checkpoints_have_their_series(prometheus: PrometheusSink) -> None:

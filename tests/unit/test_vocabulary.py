@@ -15,6 +15,7 @@ from ganbert.models.vocabulary import (
     SCALE,
     SEP_ID,
     VOCABULARY_SIZE,
+    band_means,
     band_shares,
     integers_to_ids,
     values_to_ids,
@@ -117,6 +118,19 @@ def test_halves_round_to_even() -> None:
     values = torch.tensor([0.0005, 0.0015, -0.0005, -0.0015, 0.0625, 0.1875])
     assert values_to_integers(values).tolist() == [0, 2, 0, -2, 62, 188]
     assert band_shares(values).negative == 1 / 6
+
+
+def test_band_means_are_the_shares_of_each_row() -> None:
+    values = torch.linspace(-2.0, 12.0, 512).repeat(2, 1) * torch.tensor([[1.0], [0.1]])
+    for row, means in zip(values, band_means(values), strict=True):
+        assert means.tolist() == pytest.approx(list(band_shares(row)), abs=1e-6)
+
+
+def test_band_means_wait_for_no_device() -> None:
+    # A meta tensor has no values: whoever asks for one on the host gets an error.
+    assert band_means(torch.empty(3, 512, device="meta")).shape == (3, 4)
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        band_shares(torch.empty(512, device="meta"))
 
 
 @given(st.lists(FLOATS, min_size=1, max_size=50))

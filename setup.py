@@ -56,6 +56,9 @@ setup(
         "cuda12": ["nvidia-dali-cuda120>=1.50"],
         "cuda13": ["nvidia-dali-cuda130>=1.51"],
         "serve": ["fastapi>=0.115", "uvicorn>=0.34"],  # `ganbert serve`
+        # A training's curves, if generator.json asks for them.
+        "tensorboard": ["tensorboard>=2.18"],
+        "wandb": ["wandb>=0.19"],
         "dev": [
             "pytest>=9.0",
             "pytest-timeout>=2.3",
@@ -69,6 +72,7 @@ setup(
             "jsonschema>=4.20",  # custom kinds of kubernetes/ against their definitions
             "monai>=1.5",  # the peer that benchmarks/step.py measures against
             "playwright>=1.50",  # drives the Chromium that is installed
+            "tensorboard>=2.18",
             "schemathesis>=4.0",  # asks `ganbert serve` what its OpenAPI document allows
         ],
     },

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal
 
 import torch
+from deepspeed.monitor.config import TensorBoardConfig, WandbConfig
 from deepspeed.ops.adam import FusedAdam
 from deepspeed.ops.lamb import FusedLamb
 from deepspeed.ops.lion import FusedLion
@@ -31,6 +32,7 @@ from pydantic import (
 )
 
 from ganbert.errors import ConfigError
+from ganbert.monitor import MONITORS
 from ganbert.recipe import DISCRIMINATOR_FILE, GENERATOR_FILE, Recipe
 from ganbert.strict import Strict, first_problem, nearest_remedy, read_strictly
 
@@ -107,6 +109,8 @@ class EngineConfig(Strict):
     wall_clock_breakdown: bool = False
     memory_breakdown: bool = False
     dump_state: bool = False
+    tensorboard: dict[str, Any] = Field(default_factory=dict)
+    wandb: dict[str, Any] = Field(default_factory=dict)
 
 
 def resolve_schedule(engine_config: dict[str, Any], max_steps: int) -> dict[str, Any]:
@@ -142,6 +146,8 @@ def check_recipe(recipe: Recipe) -> None:
         _check_block(where, "fp16", config, DeepSpeedFP16Config)
         _check_block(where, "bf16", config, DeepSpeedBF16Config)
         _check_block(where, "zero_optimization", config, DeepSpeedZeroConfig)
+        _check_block(where, "tensorboard", config, TensorBoardConfig)
+        _check_block(where, "wandb", config, WandbConfig)
         _check_precision(where, config)
         _check_zero(where, config)
         _check_optimizer(where, config)
@@ -318,6 +324,14 @@ def compiled_operation(config: dict[str, Any]) -> str | None:
 
 
 def _check_pair(recipe: Recipe) -> None:
+    for name in MONITORS:
+        if name in recipe.discriminator_engine:
+            raise ConfigError(
+                f"{DISCRIMINATOR_FILE}: {name}",
+                expected=f"none: the block of {GENERATOR_FILE} is for both networks",
+                found="one",
+                remedy=f"move it to {GENERATOR_FILE}",
+            )
     pair = (recipe.generator_engine, recipe.discriminator_engine)
     for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
         first, second = (config[key] for config in pair)

@@ -41,6 +41,7 @@ from ganbert.engine_config import (
 )
 from ganbert.engine_files import PlainFiles
 from ganbert.errors import GanbertError, PlatformError
+from ganbert.monitor import check_packages, without_monitors
 from ganbert.recipe import DISCRIMINATOR_FILE, GENERATOR_FILE, Recipe
 from ganbert.resuming import TUNABLE
 
@@ -182,7 +183,8 @@ def check_engine_configs(recipe: Recipe) -> None:
     ConfigError
         If a key, name or value is wrong, or the two files contradict each other.
     PlatformError
-        If the machine lacks a precision, or what the optimiser is compiled with.
+        If the machine lacks a precision, what the optimiser is compiled with, or the package of a
+        monitor.
     """
     check_recipe(recipe)
     for where, config in (
@@ -190,6 +192,7 @@ def check_engine_configs(recipe: Recipe) -> None:
         (DISCRIMINATOR_FILE, recipe.discriminator_engine),
     ):
         _check_precision(where, config)
+        check_packages(where, config)
         operation = compiled_operation(config)
         if operation is not None:
             _check_compiler(where, operation)
@@ -250,7 +253,9 @@ def _build_engine(where: str, module: nn.Module, config: dict[str, Any]) -> Any:
                 part.checkpoint = non_reentrant_checkpoint
     trainable = [p for p in module.parameters() if p.requires_grad]
     try:
-        engine, *_ = deepspeed.initialize(model=module, model_parameters=trainable, config=config)
+        engine, *_ = deepspeed.initialize(
+            model=module, model_parameters=trainable, config=without_monitors(config)
+        )
     except (*WRONG_SETTING, DeepSpeedConfigError, ZeRORuntimeException) as error:
         # What check_engine_configs did not foresee. The traceback for whoever has to find out.
         logging.getLogger(__name__).debug("deepspeed.initialize", exc_info=True)

@@ -36,6 +36,8 @@ _ENGINE_SILENT = (
     "wall_clock_breakdown",
     "memory_breakdown",
     "dump_state",
+    "tensorboard",
+    "wandb",
 )
 _RESTORE = {
     "tracer": "give the same --tracer, or another --output",

@@ -2,7 +2,7 @@
 
 `train` makes a `StepStats` at each optimiser step and hands it to `Telemetry`, which shows it on
 the console and writes it to `log.jsonl` (rank 0), and exports it to Prometheus (`exporter`; the
-first rank of each node).
+first rank of each node). What else shall have it is a `Sink` (`monitor`).
 """
 
 import json
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -111,6 +111,16 @@ class ConsoleSink:
         self._progress.stop()
 
 
+class Sink(Protocol):
+    """What takes a step."""
+
+    def write(self, stats: StepStats) -> None:
+        """Take one."""
+
+    def close(self) -> None:
+        """Let go; safe to call twice."""
+
+
 class Telemetry:
     """Fans a step out to the sinks that this rank has; a context manager.
 
@@ -123,6 +133,7 @@ class Telemetry:
     ranks : of this node
     num_ranks : of the whole run
     build : versions and names for `ganbert_build_info`
+    sinks : more of them
     """
 
     def __init__(
@@ -136,10 +147,11 @@ class Telemetry:
         ranks: Sequence[int] = (0,),
         num_ranks: int = 1,
         build: Mapping[str, str] | None = None,
+        sinks: Sequence[Sink] = (),
     ) -> None:
-        self._sinks: list[Any] = []
+        self._sinks = list(sinks)
         if is_first:
-            self._sinks = [JsonlSink(run / "log.jsonl")]
+            self._sinks.insert(0, JsonlSink(run / "log.jsonl"))
         self._prometheus = None if port is None else PrometheusSink(port, ranks)
         if self._prometheus is not None:
             self._prometheus.begin(total, done, num_ranks, build or {})

@@ -53,6 +53,7 @@ from ganbert.engines import (
 from ganbert.errors import EXIT_INTERRUPTED, one_line_errors
 from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
+from ganbert.monitor import MonitorSink
 from ganbert.ranks import StopRequest, barrier, mean_over_ranks, require_same
 from ganbert.recipe import load_recipe
 from ganbert.runs import (
@@ -300,6 +301,11 @@ def open_loader(run: Run, engines: Engines, world: World, state: TrainingState) 
     )
 
 
+def open_monitors(run: Run, state: TrainingState) -> list[MonitorSink]:
+    """TensorBoard and Weights & Biases, where the recipe asks for them."""
+    return MonitorSink.open(run.recipe.generator_engine, run.output, state.samples_seen)
+
+
 def run_training(
     run: Run,
     world: World,
@@ -330,6 +336,7 @@ def run_training(
                 ranks=world.ranks_here,
                 num_ranks=world.size,
                 build=run.build_labels(world.describe_device()),
+                sinks=open_monitors(run, state) if first else (),
             )
         )
         alarm.on_failure(telemetry.close)

@@ -115,6 +115,9 @@ def test_what_works_passes(settings: dict[str, Any]) -> None:
         ({"bf16": {"enabled": "often"}}, "bf16: .*'often'"),
         ({"activation_checkpointing": True}, "activation_checkpointing: .*, found true"),
         ({"activation_checkpointing": {"partition": True}}, "did you mean 'partition_activations'"),
+        ({"tensorboard": {"enable": True}}, "tensorboard: .*'enable'; did you mean 'enabled'"),
+        ({"tensorboard": True}, "tensorboard: .*, found true"),
+        ({"wandb": {"enabled": "often"}}, "wandb: .*'often'"),
         ({"communication_data_type": "fp8"}, "'fp16', 'bf16' or 'fp32', found 'fp8'"),
     ],
     ids=str,
@@ -162,6 +165,25 @@ def test_activation_checkpointing_is_the_same_in_both_or_absent_in_one() -> None
     check_engine_configs(recipe({}, on))
     with pytest.raises(ConfigError, match=r"one 'activation_checkpointing'.*DeepSpeed has it once"):
         check_engine_configs(recipe(on, other))
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_one_monitor_is_for_both_networks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ganbert.monitor.importlib.util.find_spec", lambda _: object())
+    block = {name: {"enabled": True}}
+    check_engine_configs(recipe(block, {}))
+    with pytest.raises(ConfigError, match=rf"discriminator.json: {name}: .* move it to generator"):
+        check_engine_configs(recipe({}, block))
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_monitor_without_its_package_is_refused_up_front(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ganbert.monitor.importlib.util.find_spec", lambda _: None)
+    check_engine_configs(recipe({name: {"enabled": False}}, {}))
+    with pytest.raises(PlatformError, match=rf"generator.json: {name}: .*ganbert\[{name}\]"):
+        check_engine_configs(recipe({name: {"enabled": True}}, {}))
 
 
 class Machine:

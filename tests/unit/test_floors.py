@@ -30,7 +30,7 @@ FLOORS = (
         "tracers",
         "weights_only",
     },
-    {"exporter", "folder_lock", "recipe", "train_options"},
+    {"exporter", "folder_lock", "monitor", "recipe", "train_options"},
     {"data", "models"},  # two columns that never see each other
     {
         "agreement",
@@ -112,7 +112,7 @@ ONLY_IMPORTERS = {
     "starlette": {"serve.pages", "serve.routes", "serve.uploads", "serve.wire"},
     "uvicorn": {"serve.server"},
     "isal": {"data.inflate"},
-    "deepspeed": {"engines", "engine_config", "engine_files", "doctor"},
+    "deepspeed": {"engines", "engine_config", "engine_files", "monitor", "doctor"},
     "prometheus_client": {"exporter", "serve.measures", "serve.routes"},
     "nvidia": {"data.pipeline", "data.loader", "doctor"},
 }

@@ -257,6 +257,17 @@ def test_a_dashboard_hard_codes_nothing_but_its_data_source(file: Path) -> None:
     assert not re.search(r"\d+\.\d+\.\d+\.\d+", file.read_text())
 
 
+def test_runs_of_one_name_in_two_namespaces_stay_two() -> None:
+    """Every overlay calls its Job ganbert-train."""
+    for expression in expressions():
+        for labels in re.findall(r"\bby \(([^)]*)\)", expression):
+            assert "namespace" in labels.split(", "), expression
+    for _, panel in panels():
+        for target in panel["targets"]:
+            legend = target["legendFormat"]
+            assert "{{namespace}}" in legend or "{{run}}" not in legend, panel["title"]
+
+
 @pytest.mark.parametrize(
     ("where", "panel"), panels(), ids=[f"{where}-{panel['title']}" for where, panel in panels()]
 )

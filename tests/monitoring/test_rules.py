@@ -45,6 +45,13 @@ def unfinished(step: float = 10) -> dict[str, str]:
     return {f"ganbert_step{{{RUN}}}": steady(step), f"ganbert_max_steps{{{RUN}}}": steady(100)}
 
 
+def went_away(step: float) -> dict[str, str]:
+    return {
+        series: f"{values.partition('x')[0]}x140 stale"
+        for series, values in unfinished(step).items()
+    }
+
+
 def waiting(share: float) -> dict[str, str]:
     return {
         f"ganbert_data_wait_seconds_total{{{RUN}}}": counting(60 * share),
@@ -108,6 +115,11 @@ CASES: dict[str, list[tuple[bool, dict[str, str]]]] = {
         (True, {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": steady(60), **unfinished()}),
         (False, {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": counting(60), **unfinished()}),
         (False, {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": steady(60), **unfinished(100)}),
+    ],
+    "GanbertTrainingGone": [
+        (True, went_away(10)),
+        (False, went_away(100)),  # at its end
+        (False, unfinished()),
     ],
     "GanbertRankMissing": [
         (True, {f"ganbert_ranks{{{RUN}}}": steady(3), **own_times(1, 1)}),

@@ -45,6 +45,13 @@ def unfinished(step: float = 10) -> dict[str, str]:
     return {f"ganbert_step{{{RUN}}}": steady(step), f"ganbert_max_steps{{{RUN}}}": steady(100)}
 
 
+def went_away(step: float) -> dict[str, str]:
+    return {
+        series: f"{values.partition('x')[0]}x140 stale"
+        for series, values in unfinished(step).items()
+    }
+
+
 def waiting(share: float) -> dict[str, str]:
     return {
         f"ganbert_data_wait_seconds_total{{{RUN}}}": counting(60 * share),
@@ -108,6 +115,11 @@ CASES: dict[str, list[tuple[bool, dict[str, str]]]] = {
         (True, {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": steady(60), **unfinished()}),
         (False, {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": counting(60), **unfinished()}),
         (False, {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": steady(60), **unfinished(100)}),
+    ],
+    "GanbertTrainingGone": [
+        (True, went_away(10)),
+        (False, went_away(100)),  # at its end
+        (False, unfinished()),
     ],
     "GanbertRankMissing": [
         (True, {f"ganbert_ranks{{{RUN}}}": steady(3), **own_times(1, 1)}),
@@ -255,6 +267,17 @@ def test_a_dashboard_hard_codes_nothing_but_its_data_source(file: Path) -> None:
     sources += [variable["datasource"] for variable in others]
     assert all(source["uid"] == "${datasource}" for source in sources)
     assert not re.search(r"\d+\.\d+\.\d+\.\d+", file.read_text())
+
+
+def test_runs_of_one_name_in_two_namespaces_stay_two() -> None:
+    """Every overlay calls its Job ganbert-train."""
+    for expression in expressions():
+        for labels in re.findall(r"\bby \(([^)]*)\)", expression):
+            assert "namespace" in labels.split(", "), expression
+    for _, panel in panels():
+        for target in panel["targets"]:
+            legend = target["legendFormat"]
+            assert "{{namespace}}" in legend or "{{run}}" not in legend, panel["title"]
 
 
 @pytest.mark.parametrize(

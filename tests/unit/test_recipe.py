@@ -8,6 +8,7 @@ from typing import Any
 import deepspeed.runtime.constants
 import pytest
 import yaml
+from deepspeed.monitor.config import DeepSpeedMonitorConfig
 from deepspeed.runtime.activation_checkpointing import config as checkpointing_config
 from deepspeed.runtime.zero import config as zero_config
 
@@ -90,6 +91,7 @@ def test_deepspeed_knows_every_key_that_an_engine_may_have() -> None:
         return {value for value in vars(module).values() if isinstance(value, str)}
 
     known = words(deepspeed.runtime.constants) | words(checkpointing_config) | words(zero_config)
+    known |= set(DeepSpeedMonitorConfig.model_fields)
     for model in (EngineConfig, ActivationCheckpointing):
         unknown = set(model.model_fields) - known
         assert unknown <= {"zero_optimization"}

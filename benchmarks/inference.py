@@ -1,15 +1,18 @@
 """Throughput and peak memory of inference, beside the same job written with MONAI.
 
-    python benchmarks/inference.py --size demo --images 4
-    python benchmarks/inference.py --size paper --images 1
+    python benchmarks/inference.py --size demo --images 3
+    python benchmarks/inference.py --size paper --images 1 --json paper.json
 
 `ganbert`: a T1w on the MRI grid through the project's generator, as `infer` does it. `monai`:
-MONAI's UNet of the same widths, `sliding_window_inference` over the same T1w (windows of half the
-grid's edge, overlap 0.25, MONAI's defaults otherwise), interpolated to the grid of the PET. Both
-fp32, random weights, which cost what trained ones do. Reading and writing are in neither.
+MONAI's UNet of the same widths (two residual units a level, as the project's blocks have two
+convolutions), `sliding_window_inference` over the same T1w (windows of half the grid's edge,
+overlap 0.25, MONAI's defaults otherwise), interpolated to the grid of the PET. `monai whole`: the
+same in a single window, so that nothing is computed twice. All fp32, random weights, which cost
+what trained ones do. Reading and writing are in none.
 
-Each repetition is a process of its own, alternating, so that peak memory is its own and noise of
-the machine falls on both; the first image of a process is not timed. Read the ratios.
+Each repetition is a process of its own, in turn, so that peak memory is its own and noise of the
+machine falls on all; the first image of a process is not timed. Read the ratios. "CPU s" is the
+time that the process was given by the processor: it hardly depends on what else the machine does.
 """
 
 import argparse
@@ -22,6 +25,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,6 +37,8 @@ from rich.table import Table
 from ganbert.config import GRIDS, NUM_FRAMES, GeneratorConfig, Grid, ModelCard
 
 Infer = Callable[[np.ndarray], np.ndarray]
+# Variant -> the figures of each of its processes.
+Results = dict[str, list[dict[str, float]]]
 
 
 def build_ganbert(mri_grid: Grid, pet_grid: Grid) -> Infer:
@@ -51,8 +58,8 @@ def build_ganbert(mri_grid: Grid, pet_grid: Grid) -> Infer:
     return lambda mri: predictor.predict_conformed(mri, float(mri.mean()), float(mri.std()))
 
 
-def build_monai(mri_grid: Grid, pet_grid: Grid) -> Infer:
-    """Return the same job from MONAI's parts."""
+def build_monai(mri_grid: Grid, pet_grid: Grid, parts: int = 2) -> Infer:
+    """Return the same job from MONAI's parts; a window is the grid's edge by `parts`."""
     from monai.inferers import sliding_window_inference
     from monai.networks.nets import UNet
 
@@ -60,7 +67,7 @@ def build_monai(mri_grid: Grid, pet_grid: Grid) -> Infer:
     network = UNet(
         3, 1, NUM_FRAMES, channels, strides=(2,) * (len(channels) - 1), num_res_units=2
     ).eval()
-    window = [n // 2 for n in mri_grid.shape]
+    window = [n // parts for n in mri_grid.shape]
 
     def run(mri: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -72,7 +79,12 @@ def build_monai(mri_grid: Grid, pet_grid: Grid) -> Infer:
     return run
 
 
-VARIANTS = {"ganbert": build_ganbert, "monai": build_monai}
+def build_monai_whole(mri_grid: Grid, pet_grid: Grid) -> Infer:
+    """Return the same with a single window."""
+    return build_monai(mri_grid, pet_grid, 1)
+
+
+VARIANTS = {"ganbert": build_ganbert, "monai": build_monai, "monai whole": build_monai_whole}
 
 
 def measure(variant: str, size: str, images: int) -> None:
@@ -85,32 +97,25 @@ def measure(variant: str, size: str, images: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if infer(mri).shape != (NUM_FRAMES, *pet_grid.shape):
         raise RuntimeError("a PET of another shape")
-    seconds = []
+    walls, cpus = [], []
     for _ in range(images):
-        started = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         infer(mri)
-        seconds.append(time.perf_counter() - started)
+        walls.append(time.perf_counter() - wall)
+        cpus.append(time.process_time() - cpu)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     figures = {
-        "s per image": statistics.median(seconds),
+        "s per image": statistics.median(walls),
+        "CPU s per image": statistics.median(cpus),
         "peak (GiB)": peak / 2**20,
         "peak above libraries and input (GiB)": (peak - before) / 2**20,
     }
     print(json.dumps(figures))
 
 
-def main() -> None:
-    """Measure the variants in turn, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=GRIDS, default="demo")
-    parser.add_argument("--images", type=int, default=3, help="timed images of a process")
-    parser.add_argument("--repetitions", type=int, default=1, help="processes of each variant")
-    parser.add_argument("--child", choices=VARIANTS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        measure(options.child, options.size, options.images)
-        return
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
+def run_all(options: argparse.Namespace) -> Results:
+    """Measure the variants in turn, each in processes of its own."""
+    results: Results = {name: [] for name in options.variants}
     for _ in range(options.repetitions):
         for name, found in results.items():
             command = [sys.executable, __file__, "--child", name, "--size", options.size]
@@ -119,17 +124,48 @@ def main() -> None:
                 stdout=subprocess.PIPE, text=True, check=True, env=os.environ,
             )  # fmt: skip
             found.append(json.loads(answer.stdout.splitlines()[-1]))
+    return results
+
+
+def tabulate(results: Results, options: argparse.Namespace) -> Table:
+    """Return medians over the processes, and how many times ganbert's each figure is."""
+    ours, *others = results
     table = Table(title=f"Inference, size {options.size}, fp32, CPU")
-    for heading in ("", *VARIANTS, "monai / ganbert"):
+    for heading in ("", ours, *others, *(f"{name} / {ours}" for name in others)):
         table.add_column(heading, justify="right" if heading else "left")
-    for figure in results["ganbert"][0]:
-        ours, theirs = (statistics.median(r[figure] for r in results[name]) for name in VARIANTS)
-        table.add_row(figure, f"{ours:.2f}", f"{theirs:.2f}", f"{theirs / ours:.2f}")
+    for figure in results[ours][0]:
+        values = {name: statistics.median(r[figure] for r in results[name]) for name in results}
+        cells = [f"{value:.2f}" for value in values.values()]
+        ratios = [f"{values[name] / values[ours]:.2f}" for name in others]
+        table.add_row(figure, *cells, *ratios)
     table.caption = (
         f"{options.repetitions} processes each, {options.images} timed images a process; torch "
-        f"{torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}"
+        f"{torch.__version__}, MONAI {version('monai')}, {torch.get_num_threads()} threads, "
+        f"{platform.machine()}"
     )
-    Console(width=110).print(table)
+    return table
+
+
+def main() -> None:
+    """Measure the variants in turn, print the table, keep the figures if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=GRIDS, default="demo")
+    parser.add_argument("--images", type=int, default=3, help="timed images of a process")
+    parser.add_argument("--repetitions", type=int, default=1, help="processes of each variant")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--json", type=Path, help="file for all figures of all processes")
+    parser.add_argument("--child", choices=VARIANTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        measure(options.child, options.size, options.images)
+        return
+    results = run_all(options)
+    table = tabulate(results, options)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        about = {"size": options.size, "images": options.images, "caption": str(table.caption)}
+        options.json.write_text(json.dumps({"about": about, "processes": results}, indent=2) + "\n")
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

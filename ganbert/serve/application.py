@@ -5,7 +5,9 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 
 from ganbert import __version__
 from ganbert.config import ModelCard
@@ -52,7 +54,15 @@ def make_application(service: Service) -> Wire:
         title="GANBERT", description=_DESCRIPTION, version=__version__, lifespan=live,
         docs_url=None, redoc_url=None,
     )  # fmt: skip
+    app.exception_handler(RequestValidationError)(_refuse)
     app.include_router(data_routes(service))
     app.include_router(operator_routes(service))
     add_pages(app)
     return Wire(app, service.measures)
+
+
+async def _refuse(_: Request, error: RequestValidationError) -> JSONResponse:
+    """Say in one line, as all refusals do, what is wrong with a parameter."""
+    problem = error.errors()[0]
+    name = ".".join(str(part) for part in problem["loc"][1:])
+    return JSONResponse({"detail": f"{name}: {problem['msg']}"}, 422)

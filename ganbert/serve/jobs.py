@@ -13,8 +13,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from ganbert.quality import Flag
+
 PET_NAME = "pet.nii.gz"
 SIDECAR_NAME = "pet.json"
+STD_NAME = "std.nii.gz"
+STD_SIDECAR_NAME = "std.json"
 
 
 class State(StrEnum):
@@ -49,20 +53,24 @@ class Job:
     id : 128 random bits; who knows it may see the result
     folder : of its files, another random name
     t1w : the upload, under a name of ours; gone when the job has ended
+    passes : augmented ones, for the map of uncertainty; 0: none is wanted
     progress : 0 to 1
     stage : what is being done, in a word
-    notes : what the user should know although there is a result
+    notes : what the user should know of the upload although it was taken
+    flags : what the user should know of the result
     is_fetched : whether its end has been seen by a client
     """
 
     folder: Path
     t1w: Path
+    passes: int = 0
     notes: tuple[str, ...] = ()
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     state: State = State.QUEUED
     stage: str = "waiting"
     progress: float = 0.0
     failure: Failure | None = None
+    flags: tuple[Flag, ...] = ()
     created: float = field(default_factory=time.time)
     started: float | None = None
     ended: float | None = None
@@ -86,7 +94,7 @@ class Job:
         """A worker has taken it."""
         self.change(state=State.RUNNING, stage="starting", started=time.time())
 
-    def finish(self, failure: Failure | None, notes: tuple[str, ...] = ()) -> None:
+    def finish(self, failure: Failure | None, flags: tuple[Flag, ...] = ()) -> None:
         """End it; the upload is of no more use, and is deleted."""
         self.t1w.unlink(missing_ok=True)
         if failure is None:
@@ -95,7 +103,7 @@ class Job:
             state, stage, progress = State.FAILED, "failed", self.progress
         self.change(
             state=state, stage=stage, progress=progress, failure=failure, ended=time.time(),
-            notes=self.notes + notes,
+            flags=flags,
         )  # fmt: skip
 
     async def wait_for_change(self, seconds: float) -> bool:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from ganbert.errors import GanbertError
+from ganbert.quality import Flag
 from ganbert.serve.jobs import Failure, Job, State, remove_files
 from ganbert.serve.measures import Measures
 from ganbert.serve.settings import Settings
@@ -183,12 +184,13 @@ class Pool:
         def on_progress(stage: str, progress: float) -> None:
             job.change(stage=stage, progress=progress)
 
-        request = {"t1w": str(job.t1w), "folder": str(job.folder)}
+        request = {"t1w": str(job.t1w), "folder": str(job.folder), "passes": job.passes}
         try:
             async with asyncio.timeout(seconds):
                 reply = await worker.run(request, on_progress)
         except TimeoutError:
-            reason = f"took longer than {seconds:g} s; crop the image, or ask for a higher limit"
+            remedy = "ask for no map of uncertainty" if job.passes else "crop the image"
+            reason = f"took longer than {seconds:g} s; {remedy}, or ask for a higher limit"
             self._fail(job, "timeout", reason)
             return False
         except WorkerDied as error:
@@ -206,7 +208,7 @@ class Pool:
         took = time.monotonic() - began
         self._mean_seconds += 0.3 * (took - self._mean_seconds)
         self.measures.finished(took)
-        job.finish(None, tuple(reply.get("notes", ())))
+        job.finish(None, tuple(Flag(**flag) for flag in reply["flags"]))
         return True
 
     def _fail(self, job: Job, kind: str, reason: str) -> None:

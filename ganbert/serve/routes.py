@@ -3,25 +3,36 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response, Security
+from fastapi import APIRouter, Depends, Query, Request, Response, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 
-from ganbert import __version__
+from ganbert import __version__, derivatives
 from ganbert.config import ModelCard
 from ganbert.serve.folder import new_place
-from ganbert.serve.jobs import PET_NAME, SIDECAR_NAME, Job, JobTable, State, remove_files
+from ganbert.serve.jobs import (
+    PET_NAME,
+    SIDECAR_NAME,
+    STD_NAME,
+    STD_SIDECAR_NAME,
+    Job,
+    JobTable,
+    State,
+    remove_files,
+)
 from ganbert.serve.measures import Measures
 from ganbert.serve.pool import Pool
 from ganbert.serve.schemas import (
     Frame,
     Health,
     JobFailure,
+    JobFlag,
     JobStatus,
     Links,
     ModelInfo,
@@ -29,12 +40,23 @@ from ganbert.serve.schemas import (
 )
 from ganbert.serve.settings import Settings
 from ganbert.serve.uploads import MEDIA_TYPES, check_announcement, look_through, receive
+from ganbert.synthesis import MAX_PASSES
 from ganbert.tracers import get_tracer
 
 # Proxies close a connection on which nothing is said.
 _HEARTBEAT_SECONDS = 10.0
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _UPLOAD = {"requestBody": {"required": True, "content": dict.fromkeys(MEDIA_TYPES, _BINARY)}}
+
+
+Passes = Annotated[
+    int,
+    Query(
+        ge=0, le=MAX_PASSES,
+        description="Further passes for a map of uncertainty, each as long as the synthesis; 0: "
+        "none. Of the error it tells a small part: docs/inference.md.",
+    ),
+]  # fmt: skip
 
 
 def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
@@ -76,14 +98,19 @@ class Service:
         """Describe a job to its owner."""
         failure = job.failure and JobFailure(kind=job.failure.kind, reason=job.failure.reason)
         job.is_fetched |= job.state is State.FAILED
+        flags = [JobFlag.model_validate(asdict(flag)) for flag in job.flags]
         base = f"/v1/jobs/{job.id}"
         return JobStatus(
             id=job.id, state=job.state.value, stage=job.stage, progress=job.progress,
             position=self.pool.position(job), failure=failure, notes=list(job.notes),
-            created=job.created, started=job.started, ended=job.ended,
+            flags=flags, created=job.created, started=job.started, ended=job.ended,
             expires=self.jobs.expires(job),
-            links=Links(self=base, events=f"{base}/events", pet=f"{base}/pet.nii.gz",
-                        sidecar=f"{base}/pet.json"),
+            links=Links(
+                self=base, events=f"{base}/events", pet=f"{base}/{PET_NAME}",
+                sidecar=f"{base}/{SIDECAR_NAME}",
+                uncertainty=f"{base}/{STD_NAME}" if job.passes else None,
+                uncertainty_sidecar=f"{base}/{STD_SIDECAR_NAME}" if job.passes else None,
+            ),
         )  # fmt: skip
 
     def result(self, job_id: str, name: str) -> bytes:
@@ -92,9 +119,12 @@ class Service:
         Raises
         ------
         HTTPException
-            404 if there is no such job, 409 if it is not done yet, 422 if it has failed.
+            404 if there is no such job or file, 409 if it is not done yet, 422 if it has failed.
         """
         job = self.find(job_id)
+        if name in (STD_NAME, STD_SIDECAR_NAME) and not job.passes:
+            text = "expected a job with a map of uncertainty, found one that was sent without"
+            raise HTTPException(404, f"{text}; send the image to /v1/jobs?uncertainty=4")
         if job.failure is not None:
             job.is_fetched = True
             raise HTTPException(422, f"there is no result: {job.failure.reason}")
@@ -128,12 +158,12 @@ def data_routes(service: Service) -> APIRouter:
         "/jobs", status_code=202, tags=["jobs"], openapi_extra=_UPLOAD,
         responses=_problems(400, 408, 413, 415, 422, 429, 503),
     )  # fmt: skip
-    async def post_job(request: Request, response: Response) -> JobStatus:
+    async def post_job(request: Request, response: Response, uncertainty: Passes = 0) -> JobStatus:
         """Upload a T1w (.nii or .nii.gz) as the body of the request; returns its job.
 
         The file is looked through before it is queued: what is no whole NIfTI is refused here.
         """
-        job = await _accept(service, request)
+        job = await _accept(service, request, uncertainty)
         response.headers["Location"] = f"/v1/jobs/{job.id}"
         return service.status(job)
 
@@ -159,6 +189,13 @@ def data_routes(service: Service) -> APIRouter:
         events = _events(service, service.find(job_id))
         return StreamingResponse(events, media_type="text/event-stream")
 
+    _add_results(router, service)
+    return router
+
+
+def _add_results(router: APIRouter, service: Service) -> None:
+    """Add the routes that hand out the files of a job that is done."""
+
     @router.get(
         "/jobs/{job_id}/pet.nii.gz", tags=["results"], response_class=Response,
         responses={200: {"content": {"application/gzip": _BINARY}}, **_problems(404, 409, 422)},
@@ -177,7 +214,25 @@ def data_routes(service: Service) -> APIRouter:
         content = service.result(job_id, SIDECAR_NAME)
         return _download(content, "application/json", f"{_stem(service)}.json")  # type: ignore[return-value]
 
-    return router
+    @router.get(
+        f"/jobs/{{job_id}}/{STD_NAME}", tags=["results"], response_class=Response,
+        responses={200: {"content": {"application/gzip": _BINARY}}, **_problems(404, 409, 422)},
+    )  # fmt: skip
+    async def get_uncertainty(job_id: str) -> Response:
+        """Download the map of uncertainty: one standard deviation, on the PET's grid and unit."""
+        content = service.result(job_id, STD_NAME)
+        name = f"{_stem(service, derivatives.DESC_STD)}.nii.gz"
+        return _download(content, "application/gzip", name)
+
+    @router.get(
+        f"/jobs/{{job_id}}/{STD_SIDECAR_NAME}", tags=["results"],
+        responses=_problems(404, 409, 422),
+    )  # fmt: skip
+    async def get_uncertainty_sidecar(job_id: str) -> dict[str, Any]:
+        """Download the map's sidecar: how it was made, and what is not in it."""
+        content = service.result(job_id, STD_SIDECAR_NAME)
+        name = f"{_stem(service, derivatives.DESC_STD)}.json"
+        return _download(content, "application/json", name)  # type: ignore[return-value]
 
 
 def _describe_model(service: Service) -> ModelInfo:
@@ -201,7 +256,7 @@ def _describe_model(service: Service) -> ModelInfo:
     )
 
 
-async def _accept(service: Service, request: Request) -> Job:
+async def _accept(service: Service, request: Request, passes: int) -> Job:
     """Receive, look through and queue an upload; whatever goes wrong leaves no file."""
     pool, limits = service.pool, service.settings.limits
     if pool.is_draining:
@@ -222,7 +277,7 @@ async def _accept(service: Service, request: Request) -> Job:
                 service.measures.failed("refused")
             remove_files(Job(place, place))
             raise
-    job = Job(place, t1w, notes)
+    job = Job(place, t1w, passes, notes)
     service.jobs.add(job)
     pool.put(job)
     return job
@@ -239,8 +294,8 @@ async def _events(service: Service, job: Job) -> AsyncIterator[str]:
             yield ": still there\n\n"
 
 
-def _stem(service: Service) -> str:
-    return f"trc-{get_tracer(service.card.tracer).bids_label}_space-T1w_desc-synth_pet"
+def _stem(service: Service, desc: str = derivatives.DESC_PET) -> str:
+    return f"trc-{get_tracer(service.card.tracer).bids_label}_space-T1w_desc-{desc}_pet"
 
 
 def _download(content: bytes, media_type: str, name: str) -> Response:

@@ -20,6 +20,20 @@ class Links(BaseModel):
     events: str
     pet: str
     sidecar: str
+    uncertainty: str | None = Field(
+        default=None, description="Of the map of uncertainty, if it was asked for."
+    )
+    uncertainty_sidecar: str | None = None
+
+
+class JobFlag(BaseModel):
+    """What to beware of in one result."""
+
+    name: str = Field(description="Stable, for programs: field-of-view, contrast, range, ...")
+    severity: Literal["note", "warning"] = Field(
+        description="warning: do not use the image without a look at why; note: worth knowing."
+    )
+    text: str = Field(description="One line for people.")
 
 
 class JobFailure(BaseModel):
@@ -38,7 +52,10 @@ class JobStatus(BaseModel):
     progress: float = Field(ge=0, le=1, description="Share that is done.")
     position: int = Field(ge=0, description="Jobs before this one; 0 when it is computed.")
     failure: JobFailure | None = None
-    notes: list[str] = Field(description="What you should know although there is a result.")
+    notes: list[str] = Field(description="What you should know of the upload.")
+    flags: list[JobFlag] = Field(
+        description="What to beware of in the result, warnings first; none is no promise."
+    )
     created: float = Field(description="Seconds since 1970.")
     started: float | None = None
     ended: float | None = None

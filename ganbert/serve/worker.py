@@ -15,16 +15,20 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 
 from ganbert import derivatives
+from ganbert.data.conform import conform_mri
 from ganbert.data.nifti import read_volume, write_volume
 from ganbert.errors import GanbertError, ImageError
 from ganbert.predict import Predictor, load_predictor
-from ganbert.serve.jobs import PET_NAME, SIDECAR_NAME
+from ganbert.quality import Quality
+from ganbert.serve.jobs import PET_NAME, SIDECAR_NAME, STD_NAME, STD_SIDECAR_NAME
+from ganbert.synthesis import synthesise
 
 log = logging.getLogger(__name__)
 
@@ -80,14 +84,16 @@ def _read_requests() -> "queue.Queue[dict[str, Any]]":
 
 def _answer(request: dict[str, Any], predictor: Predictor, say: Say) -> dict[str, Any]:
     try:
-        synthesise(Path(request["t1w"]), Path(request["folder"]), predictor, say)
+        quality = compute(
+            Path(request["t1w"]), Path(request["folder"]), predictor, say, passes=request["passes"]
+        )
     except ImageError as error:
         return {"failed": {"kind": "image", "reason": describe(error)}}
     except Exception:
         log.exception("an image could not be synthesised")
         reason = "the service failed on this image; its operator finds the cause in its log"
         return {"failed": {"kind": "internal", "reason": reason}}
-    return {"done": True}
+    return {"flags": [asdict(flag) for flag in quality.flags]}
 
 
 def describe(error: ImageError) -> str:
@@ -96,14 +102,19 @@ def describe(error: ImageError) -> str:
     return " ".join(text.split())
 
 
-def synthesise(t1w: Path, folder: Path, predictor: Predictor, say: Say) -> None:
-    """Write PET and sidecar of one T1w.
+def compute(t1w: Path, folder: Path, predictor: Predictor, say: Say, *, passes: int = 0) -> Quality:
+    """Write PET and sidecar of one T1w, and its map of uncertainty if there are passes for it.
 
     Parameters
     ----------
     t1w : `.nii` or `.nii.gz`
-    folder : where `PET_NAME` and `SIDECAR_NAME` are written
+    folder : where `PET_NAME`, `SIDECAR_NAME` and those of the map are written
     say : is told of each stage and of the progress, 0 to 1
+    passes : augmented ones, see `synthesis.synthesise`
+
+    Returns
+    -------
+    flags and measures, as they stand in the sidecar
 
     Raises
     ------
@@ -112,30 +123,38 @@ def synthesise(t1w: Path, folder: Path, predictor: Predictor, say: Say) -> None:
     OutputError
         If the results cannot be written.
     """
+    card = predictor.card
     say({"stage": "reading", "progress": READING})
     sha256: dict[str, str] = {}
     mri = read_volume(t1w, sha256=sha256)
+    conformed = conform_mri(mri, card.mri_grid)
     say({"stage": "synthesising", "progress": SYNTHESISING})
-    with _Progress(predictor.generator, say):
-        pet = predictor.predict(mri)
+    with _Progress(predictor.generator, say, 1 + passes):
+        made = synthesise(predictor, mri, conformed=conformed, passes=passes)
     say({"stage": "writing", "progress": WRITING})
-    write_volume(folder / PET_NAME, pet)
-    sidecar = derivatives.pet_sidecar(predictor.card, _T1W)
-    sidecar[INPUT_SHA256_KEY] = sha256[str(t1w)]
-    derivatives.write_json(folder / SIDECAR_NAME, sidecar)
+    source = {INPUT_SHA256_KEY: sha256[str(t1w)]}
+    write_volume(folder / PET_NAME, made.pet)
+    sidecar = derivatives.pet_sidecar(card, _T1W, made.quality.as_json())
+    derivatives.write_json(folder / SIDECAR_NAME, sidecar | source)
+    if made.uncertainty is not None:
+        write_volume(folder / STD_NAME, made.uncertainty)
+        sidecar = derivatives.std_sidecar(card, _T1W, passes)
+        derivatives.write_json(folder / STD_SIDECAR_NAME, sidecar | source)
+    return made.quality
 
 
 class _Progress:
     """Counts the layers of a network that have been computed; says so at each new percent."""
 
-    def __init__(self, network: torch.nn.Module, say: Say) -> None:
+    def __init__(self, network: torch.nn.Module, say: Say, num_passes: int) -> None:
         self._layers = [module for module in network.modules() if not list(module.children())]
+        self._num_steps = num_passes * len(self._layers)
         self._say, self._done, self._said = say, 0, 0
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def _step(self, *_: object) -> None:
         self._done += 1
-        percent = min(100 * self._done // len(self._layers), 100)
+        percent = min(100 * self._done // self._num_steps, 100)
         if percent > self._said:
             self._said = percent
             progress = SYNTHESISING + (WRITING - SYNTHESISING) * percent / 100

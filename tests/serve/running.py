@@ -39,6 +39,7 @@ class RunningService(AbstractContextManager["RunningService"]):
     ) -> None:
         command = [sys.executable, "-m", "ganbert.cli", "serve", "--model", model, "--port", "0"]
         command += ["--work-dir", work_dir, "--device", "cpu", *options]
+        self.model = model
         self.work_dir, self.log = work_dir, work_dir.with_name(work_dir.name + ".log")
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -91,8 +92,10 @@ class RunningService(AbstractContextManager["RunningService"]):
         finally:
             connection.close()
 
-    def upload(self, content: bytes, headers: dict[str, str] | None = None) -> Answer:
-        return self.ask("POST", "/v1/jobs", content, OCTETS | (headers or {}))
+    def upload(
+        self, content: bytes, headers: dict[str, str] | None = None, query: str = ""
+    ) -> Answer:
+        return self.ask("POST", f"/v1/jobs{query}", content, OCTETS | (headers or {}))
 
     def finish(self, job_id: str, seconds: float = 60) -> dict[str, Any]:
         """Poll a job until its end."""

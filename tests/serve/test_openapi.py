@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,11 +20,14 @@ CHECKS = (
 MAIN = "from schemathesis.cli import schemathesis; schemathesis()"
 
 
-def test_schemathesis_finds_nothing(service: RunningService) -> None:
+def test_schemathesis_finds_nothing(service: RunningService, tmp_path: Path) -> None:
     command = [sys.executable, "-c", MAIN, "run", f"http://127.0.0.1:{service.port}/openapi.json"]
     command += ["--checks", ",".join(CHECKS), "--max-examples", "8", "--seed", "1", "--no-color"]
     command += ["--suppress-health-check", "all", "--request-timeout", "30"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    # It keeps what it has learnt in the folder that it runs in.
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=200, cwd=tmp_path
+    )
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert service.finish(service.upload(t1w(1)).json["id"])["state"] == "done"
 
@@ -33,6 +37,7 @@ def test_the_document_names_every_route_and_its_refusals(service: RunningService
     assert set(document["paths"]) == {
         "/v1/model", "/v1/jobs", "/v1/jobs/{job_id}", "/v1/jobs/{job_id}/events",
         "/v1/jobs/{job_id}/pet.nii.gz", "/v1/jobs/{job_id}/pet.json",
+        "/v1/jobs/{job_id}/std.nii.gz", "/v1/jobs/{job_id}/std.json",
         "/healthz", "/readyz", "/metrics",
     }  # fmt: skip
     upload = document["paths"]["/v1/jobs"]["post"]

@@ -72,6 +72,15 @@ class World:
         first = self.rank - self.local_rank
         return range(first, first + self.local_size)
 
+    def bring(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Copy a tensor of the host to this rank's device, in turn with what runs there.
+
+        Without a wait: a copy of ordinary memory waits until all that was asked for is done.
+        """
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
     def describe_device(self) -> str:
         """Name of the GPU, or "CPU"."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"

@@ -46,9 +46,17 @@ def nsp(nsp_logits: Tensor, label: int | Tensor, smoothing: float = 0.0) -> Tens
 
     Source: Shin et al. 2020, Eq. 1, L_cGAN(G, D); section 4.2 "Next Sentence Prediction".
     """
-    classes = torch.as_tensor(label, device=nsp_logits.device).expand(len(nsp_logits))
+    classes = _classes(label, nsp_logits)
     # torch spreads its share over both classes.
     return cross_entropy(nsp_logits, classes, label_smoothing=2 * smoothing)
+
+
+def _classes(label: int | Tensor, logits: Tensor) -> Tensor:
+    """The class of each row: Tensor (N,), int64."""
+    if isinstance(label, Tensor):
+        return label.to(logits.device).expand(len(logits))
+    # Filled in on the device: a tensor of Python's numbers is copied there, and the copy waits.
+    return torch.full((len(logits),), label, device=logits.device)
 
 
 def mlm(mlm_logits: Tensor, mlm_labels: Tensor) -> Tensor:
@@ -74,7 +82,7 @@ def patch(patch_logits: Tensor, label: int | Tensor, smoothing: float = 0.0) -> 
 
     Source: Isola et al. 2017, Eq. 1 (L_cGAN), for the paper's "CNN-D" and its pix2pix baselines.
     """
-    classes = torch.as_tensor(label, device=patch_logits.device).expand(len(patch_logits))
+    classes = _classes(label, patch_logits)
     is_real = (classes == REAL).to(patch_logits.dtype).view(-1, 1, 1, 1, 1)
     is_real = smoothing + (1 - 2 * smoothing) * is_real
     return binary_cross_entropy_with_logits(patch_logits, is_real.expand_as(patch_logits))

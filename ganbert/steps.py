@@ -47,8 +47,9 @@ def discriminator_step(
         pet, masks = torch.cat((pet, disturbed)), torch.cat((masks, masks[:num]))
     all_rows = engines.discriminator(batch.mri, pet, batch.pet_real, masks)
     judgement = all_rows.rows(slice(2 * num))
-    truth = torch.tensor([losses.REAL, losses.GENERATED], device=pet.device)
-    labels = truth.repeat_interleave(num)
+    # Not from a list: a tensor of Python's numbers is copied to a GPU, and the copy waits for it.
+    labels = torch.full((2 * num,), losses.REAL, device=pet.device)
+    labels[num:] = losses.GENERATED
     terms = losses.judged(judgement, labels, config.label_smoothing)
     if config.r1 > 0:
         of_real, of_disturbed = all_rows.rows(slice(num)), all_rows.rows(slice(2 * num, None))

@@ -168,7 +168,7 @@ def train(
                 samples.write(micro_step, batch.rows)
                 masks_of = seed_micro_step(config.seed, micro_step, world.rank)
                 masks = engines.sample_masks(3 * len(batch.mri), masks_of)
-                judged, made = masks.to(world.device).tensor_split([2 * len(batch.mri)])
+                judged, made = world.bring(masks).tensor_split([2 * len(batch.mri)])
                 # One forward pass of the generator serves both steps.
                 with clock.running("generator_forward"):
                     pet_fake = engines.generator(batch.mri)

@@ -202,7 +202,7 @@ $(KUBERNETES_TOOLS)/.installed: tests/kubernetes/requirements.txt tests/kubernet
 	@"$(KUBERNETES_TOOLS)/bin/pip" install -qq -r tests/kubernetes/requirements.txt
 	@touch $@
 
-# GANBERT_CRDS: a folder with the definitions of JobSet, MPIJob and Trainer, against which theirs are checked.
+# GANBERT_CRDS: a folder with the definitions of JobSet, MPIJob, Trainer and the Prometheus operator, against which theirs are checked.
 kubernetes-test: kubernetes-tools ## render, validate and check the manifests, and run the smoke overlay
 	@python -m pytest -m "slow or not slow" tests/kubernetes $(PYTEST_ARGS)
 

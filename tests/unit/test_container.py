@@ -135,3 +135,10 @@ def test_compose_fits_the_image_and_the_recipe() -> None:
     (target,) = scraped["scrape_configs"][0]["static_configs"][0]["targets"]
     paper = yaml.safe_load((ROOT / "ds_configs" / "paper" / "run.yaml").read_text())
     assert target == f"train:{paper['metrics_port']}"
+    # What its rules and dashboards tell runs apart by, and the rules themselves.
+    assert scraped["scrape_configs"][0]["static_configs"][0]["labels"].keys() == {
+        "namespace",
+        "run",
+    }
+    places = [volume.split(":")[1] for volume in services["prometheus"]["volumes"]]
+    assert set(scraped["rule_files"]) <= set(places)

@@ -48,11 +48,14 @@ def choose_checkpoint(run: Path, which: str) -> Path:
     if which == "best":
         chosen = best_checkpoint(run)
     if chosen not in checkpoints:
+        expected = {"best": "a checkpoint that was validated", "last": "a checkpoint"}
         raise CheckpointError(
             run / "checkpoints",
-            expected="a checkpoint that was validated" if which == "best" else f"step {which}",
-            found=f"steps {steps}" if steps else "no checkpoint",
-            remedy="give --checkpoint last, or one of the steps" if steps else "train it further",
+            expected=expected.get(which, f"a checkpoint of step {which}"),
+            found=f"steps {steps}" if steps else "none",
+            remedy="give --checkpoint last, best or one of the steps"
+            if steps
+            else "give the folder of a run, or train it further",
         )
     damage = find_damage(chosen)
     if damage is not None:

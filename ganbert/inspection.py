@@ -114,12 +114,12 @@ def verify_files(folder: Path, index: Index) -> int:
         else:
             found = image_sha256(folder, image)
         if found != image.sha256:
-            again = "into a new folder" if index.cached else "with --verify-inputs"
+            again = "" if index.cached else " with --verify-inputs"
             raise DatasetError(
                 path if index.cached else origin_of(folder, image),
                 expected=f"SHA-256 {image.sha256}{'' if index.cached else ' when conformed'}",
                 found=found,
-                remedy=f"run `ganbert prepare` again {again}",
+                remedy=f"run `ganbert prepare` again{again}, which makes anew what changed",
             )
     return len(images)
 

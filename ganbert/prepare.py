@@ -51,7 +51,7 @@ from ganbert.data.split import (
     split_subjects,
 )
 from ganbert.data.volume import Pair
-from ganbert.errors import ConfigError, DatasetError, ImageError, PlatformError
+from ganbert.errors import ConfigError, DatasetError, ImageError, OutputError, PlatformError
 from ganbert.pair_checks import (
     RefusalLog,
     check_any_left,
@@ -122,9 +122,11 @@ def prepare(
         Finished rows stay for the next run. So too if a given split is torn, of other subjects,
         contradicts itself or a previous run, or leaves nobody to train on.
     OutputError
-        If `out` is neither empty nor of a previous run with the same options, or not writable.
+        If `out` lies among the subjects, is neither empty nor of a previous run with the same
+        options, or not writable.
     """
     _check_options(fractions, jobs)
+    _check_place(bids, out, layout)
     given = _read_given(split_from, pairing.split_column)
     console = console or Console(stderr=True)
     log = RefusalLog(strict)
@@ -164,6 +166,19 @@ def _check_options(fractions: tuple[float, float, float], jobs: int | None) -> N
         raise ConfigError("split", expected=expected, found=str(fractions), remedy="mend them")
     if jobs is not None and jobs < 1:
         raise ConfigError("--jobs", expected="at least 1", found=str(jobs), remedy="raise it")
+
+
+def _check_place(dataset: Path, out: Path, layout: str) -> None:
+    """Refuse a folder in which the next search of the dataset would find what this run makes."""
+    root, place = dataset.resolve(), out.resolve()
+    inside = place.is_relative_to(root) and root / "derivatives" not in place.parents
+    if layout == "bids" and inside:
+        raise OutputError(
+            out,
+            expected="a folder outside of the dataset, or below its derivatives/",
+            found=f"one inside of {dataset}",
+            remedy="choose another folder",
+        )
 
 
 def _read_given(split_from: Path | None, column: str | None) -> dict[str, Split]:

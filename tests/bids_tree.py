@@ -8,6 +8,7 @@ import numpy as np
 
 SHAPE = (16, 18, 14)  # x, y, z
 SPACING_MM = 12.0
+TRACER_NAMES = {"18FAV45": "florbetapir", "18FAV1451": "flortaucipir"}
 
 
 def head(seed: int) -> np.ndarray:
@@ -51,7 +52,7 @@ def write_pet(
     write_image(path, np.stack([frame, 0.5 * frame], axis=-1))
     sidecar = {
         "Units": "SUVR",
-        "TracerName": "fluorodeoxyglucose",
+        "TracerName": TRACER_NAMES.get((tracer or "").partition("_")[0], "fluorodeoxyglucose"),
         "FrameTimesStart": [1800, 2400],
         "FrameDuration": [600, 600],
     } | keys

@@ -71,9 +71,17 @@ class BidsLayout:
         ConfigError
             If `participants.tsv` lacks a column that `options` names.
         DatasetError
-            If there is no T1w, no PET or no subject with both; if `dataset_description.json`,
-            `participants.tsv` or a JSON file that is not that of one image cannot be read.
+            If it is a subject's folder; if there is no T1w, no PET or no subject with both; if
+            `dataset_description.json`, `participants.tsv` or a JSON file that is not that of one
+            image cannot be read.
         """
+        if root.name.startswith("sub-") and not (root / "dataset_description.json").exists():
+            raise DatasetError(
+                root,
+                expected="a dataset in BIDS",
+                found="the folder of one subject",
+                remedy="give the folder above it",
+            )
         dataset = _Dataset(root, options)
         if not dataset.mris:
             raise _nothing_found(root, "T1w", _T1W_PATTERN)

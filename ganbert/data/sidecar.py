@@ -89,7 +89,8 @@ def find_unit(where: str, sidecar: Mapping[str, Any]) -> str:
     DatasetError
         If there is none.
     """
-    return str(_required(where, sidecar, "Units"))
+    (unit,) = _required(where, sidecar, "Units")
+    return str(unit)
 
 
 def find_frames(where: str, sidecar: Mapping[str, Any]) -> tuple[Times, Times]:
@@ -100,9 +101,10 @@ def find_frames(where: str, sidecar: Mapping[str, Any]) -> tuple[Times, Times]:
     DatasetError
         If a key is missing, holds anything but numbers, or the two differ in length.
     """
+    keys = ("FrameTimesStart", "FrameDuration")
     start, duration = (
-        _numbers(where, key, _required(where, sidecar, key))
-        for key in ("FrameTimesStart", "FrameDuration")
+        _numbers(where, key, value)
+        for key, value in zip(keys, _required(where, sidecar, *keys), strict=True)
     )
     if len(start) != len(duration):
         raise DatasetError(
@@ -120,7 +122,7 @@ def find_frames(where: str, sidecar: Mapping[str, Any]) -> tuple[Times, Times]:
 
 
 def find_tracer(where: str, names: Iterable[str]) -> str:
-    """Return the tracer's short name by the first name that the table knows.
+    """Return the tracer's short name by the names that the table knows.
 
     Parameters
     ----------
@@ -129,15 +131,25 @@ def find_tracer(where: str, names: Iterable[str]) -> str:
     Raises
     ------
     DatasetError
-        If there is none.
+        If there is none, or two mean different tracers.
     """
     given = [name for name in names if name]
-    problem = None
+    problem: ConfigError | None = None
+    known: dict[str, str] = {}
     for name in given:
         try:
-            return get_tracer(name).name
+            known.setdefault(get_tracer(name).name, name)
         except ConfigError as error:
             problem = error
+    if len(known) > 1:
+        raise DatasetError(
+            where,
+            expected="one tracer in its name and its sidecar",
+            found=" and ".join(known.values()),
+            remedy="mend the one that is wrong",
+        )
+    if known:
+        return next(iter(known))
     raise DatasetError(
         where,
         expected=problem.expected if problem else "a trc- entity or a TracerName in its sidecar",
@@ -146,16 +158,17 @@ def find_tracer(where: str, names: Iterable[str]) -> str:
     ) from problem
 
 
-def _required(where: str, sidecar: Mapping[str, Any], key: str) -> Any:
-    value = sidecar.get(key)
-    if value in (None, "", []):
+def _required(where: str, sidecar: Mapping[str, Any], *keys: str) -> list[Any]:
+    missing = [key for key in keys if sidecar.get(key) in (None, "", [])]
+    if missing:
+        it = "it" if len(missing) == 1 else "them"
         raise DatasetError(
             where,
-            expected=f"'{key}' in its JSON sidecar",
-            found="none",
-            remedy="add it; BIDS-PET requires it",
+            expected=f"{', '.join(map(repr, missing))} in its JSON sidecar",
+            found="none" if sidecar else "no sidecar, or an empty one",
+            remedy=f"add {it}; BIDS-PET requires {it}",
         )
-    return value
+    return [sidecar[key] for key in keys]
 
 
 def _numbers(where: str, key: str, value: Any) -> Times:

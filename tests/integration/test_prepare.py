@@ -223,6 +223,16 @@ def test_a_folder_that_is_not_empty_is_left_alone(tree: Path, tmp_path: Path) ->
     assert contents(tmp_path) == {"thesis.txt": b"precious"}
 
 
+def test_an_output_among_the_subjects_is_refused(tree: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tree, tmp_path / "bids"))
+    for place in (copy / "out", copy / "sub-01", copy, tmp_path / "x" / ".." / "bids" / "out"):
+        with pytest.raises(OutputError, match=r"outside of the dataset, or below its derivatives/"):
+            run(copy, place)
+    assert not (copy / "out").exists()
+    first = run(copy, copy / "derivatives" / "prepared")
+    assert run(copy, tmp_path / "other").rows == first.rows
+
+
 def test_an_output_below_a_file_is_one_line(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="Not a directory"):
@@ -259,7 +269,7 @@ def test_every_registered_layout_is_reached_by_its_name(
             raise DatasetError(root, expected="a pair", found="none", remedy="add one")
 
     monkeypatch.setitem(LAYOUTS, layout, Spy())
-    options = ["prepare", str(tmp_path), str(tmp_path / "out"), "--layout", layout]
+    options = ["prepare", str(tmp_path), str(tmp_path / "derivatives" / "out"), "--layout", layout]
     result = CliRunner().invoke(app, options)
     assert isinstance(result.exception, DatasetError)
     assert asked == [tmp_path]

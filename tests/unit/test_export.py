@@ -52,9 +52,9 @@ def test_checkpoint_that_was_asked_for_is_exported(
 @pytest.mark.parametrize(
     ("which", "message"),
     [
-        ("4", "expected step 4, found steps 1, 2, 3; give --checkpoint last"),
-        ("newest", "expected step newest"),
-        ("../1", "expected step ../1"),
+        ("4", "a checkpoint of step 4, found steps 1, 2, 3; give --checkpoint last, best or"),
+        ("newest", "expected a checkpoint of step newest"),
+        ("../1", "expected a checkpoint of step ../1"),
     ],
 )
 def test_checkpoint_that_is_not_there_is_one_line(run: Path, which: str, message: str) -> None:
@@ -76,7 +76,7 @@ def test_damaged_checkpoint_is_not_exported(run: Path) -> None:
 def test_run_without_checkpoints_is_told_so(run: Path) -> None:
     shutil.rmtree(run / "checkpoints")
     for which in ("last", "best", "1"):
-        with pytest.raises(CheckpointError, match="found no checkpoint; train it further"):
+        with pytest.raises(CheckpointError, match="found none; give the folder of a run"):
             export(run, which)
 
 

@@ -283,6 +283,14 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: only_pet(root, "11CPIB", "PiB"),
         "one of AV45, AV1451, FDG, found 11CPIB and PiB",
     ),
+    "two tracers at once": (
+        lambda root: only_pet(root, "18FFDG", "florbetapir"),
+        "one tracer in its name and its sidecar, found 18FFDG and florbetapir",
+    ),
+    "no sidecar": (
+        lambda root: write_pet(root, "01").with_suffix("").with_suffix(".json").unlink(),
+        "'FrameTimesStart', 'FrameDuration' in its JSON sidecar, found no sidecar",
+    ),
     "no tracer": (lambda root: only_pet(root, None, None), "trc- entity"),
     "broken JSON": (break_json, "sub-01_trc-18FFDG_pet.json: expected JSON"),
 }  # fmt: skip
@@ -421,3 +429,9 @@ def test_an_empty_folder_and_no_folder(tmp_path: Path) -> None:
         find_pairs(tmp_path)
     with pytest.raises(DatasetError, match="a BIDS folder, found nothing"):
         find_pairs(tmp_path / "none")
+
+
+def test_the_folder_of_a_subject_is_no_dataset(tmp_path: Path) -> None:
+    write_tree(tmp_path, 1)
+    with pytest.raises(DatasetError, match="the folder of one subject; give the folder above it"):
+        find_pairs(tmp_path / "sub-01")

@@ -318,6 +318,7 @@ def run_training(
             if run.resume_from is not None:
                 set_aside_newer(run.output, run.resume_from)
             write_description(run, world.size, world.describe_device())
+        barrier()  # whose RUN is not ours, no rank writes into
         port = run.recipe.run.metrics_port if world.local_rank == 0 else None
         telemetry = opened.enter_context(
             Telemetry(

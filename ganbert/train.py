@@ -45,12 +45,14 @@ from ganbert.engines import (
     build_engines,
     check_engine_configs,
     check_weights,
+    find_device,
     init_world,
     leave_world,
     optimiser_facts,
     recipe_settings,
 )
 from ganbert.errors import EXIT_INTERRUPTED, one_line_errors
+from ganbert.meeting import Meeting
 from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
 from ganbert.ranks import StopRequest, barrier, mean_over_ranks, require_same
@@ -355,9 +357,10 @@ def run_training(
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of every rank."""
-    # Before the ranks have met, each finds the same mistakes: one a node says so.
-    with one_line_errors(quiet=os.environ.get("LOCAL_RANK", "0") != "0"):
+    # Most mistakes are found by all ranks: one a node says so.
+    with one_line_errors(quiet=os.environ.get("LOCAL_RANK", "0") != "0"), Meeting():
         run, state = plan(parse_options(sys.argv[1:] if arguments is None else arguments))
+        find_device()
     stop = StopRequest()
     stop.install()
     when_gone(stop.ask)

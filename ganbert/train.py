@@ -65,7 +65,7 @@ from ganbert.runs import (
     plan_run,
     write_description,
 )
-from ganbert.sample_log import SampleLog
+from ganbert.sample_log import SampleLog, rewind
 from ganbert.step_stats import PhaseClock, StepStats
 from ganbert.steps import discriminator_step, generator_step
 from ganbert.stragglers import OwnTime, StragglerWatch, host_names
@@ -155,7 +155,9 @@ def train(
     The state after the last step done; `state.step` falls short of `max_steps` if interrupted.
     """
     config, losses = run.recipe.run, run.recipe.run.losses
-    samples_per_step = engines.micro_batch * engines.accumulation * world.size
+    size = engines.micro_batch
+    samples_at_once = size * world.size
+    samples_per_step = samples_at_once * engines.accumulation
     num_rows, own_time, clock = len(run.training_rows), OwnTime(world.device), PhaseClock()
 
     while state.step < config.max_steps:
@@ -165,8 +167,9 @@ def train(
             with own_time.running():
                 with clock.running("data"):
                     batch = next(batches)
-                micro_step = state.step * engines.accumulation + micro
-                samples.write(micro_step, batch.rows)
+                # Not from the step: before a resume there may have been another accumulation.
+                micro_step = state.samples_seen // samples_at_once + micro
+                samples.write((micro_step * world.size + world.rank) * size, batch.rows)
                 masks_of = seed_micro_step(config.seed, micro_step, world.rank)
                 masks = engines.sample_masks(3 * len(batch.mri), masks_of)
                 judged, made = masks.to(world.device).tensor_split([2 * len(batch.mri)])
@@ -320,6 +323,7 @@ def run_training(
             if run.resume_from is not None:
                 set_aside_newer(run.output, run.resume_from)
             write_description(run, world.size, world.describe_device())
+            rewind(run.output, state.samples_seen)
         barrier()  # whose RUN is not ours, no rank writes into
         port = run.recipe.run.metrics_port if world.local_rank == 0 else None
         telemetry = opened.enter_context(

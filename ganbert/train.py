@@ -187,11 +187,14 @@ def train(
             means, interrupted, own_seconds = average(measured, stop, own_time.take(), world)
         phases = clock.take()
         seconds = time.perf_counter() - started
+        step = state.step + 1
+        validated = validate(run, engines, world) if is_due(step, config) else (None, None)
         state = state.model_copy(
             update={
-                "step": (step := state.step + 1),
+                "step": step,
                 "samples_seen": state.samples_seen + samples_per_step,
-                "validation_l1": validate(run, engines, world) if is_due(step, config) else None,
+                "validation_l1": validated[0],
+                "validation_subjects": validated[1],
             }
         )
         telemetry.write(
@@ -224,17 +227,19 @@ def is_due(step: int, config: RunConfig) -> bool:
     return step % config.checkpoint_every == 0 or step == config.max_steps
 
 
-def validate(run: Run, engines: Engines, world: World) -> float | None:
-    """L1 on the validation subjects, by which the best checkpoint is known; None without any."""
-    return validation_l1(
+def validate(run: Run, engines: Engines, world: World) -> tuple[float | None, int | None]:
+    """L1 on validation subjects, by which the best checkpoint is known, and on how many, if any."""
+    rows = validation_rows(run.index, run.tracer, run.recipe.run.validation_subjects)
+    measured = validation_l1(
         engines.generator.module,
         run.data,
-        validation_rows(run.index, run.tracer, run.recipe.run.validation_subjects),
+        rows,
         intensity_ratio=run.intensity_ratio,
         rank=world.rank,
         num_ranks=world.size,
         device=world.device,
     )
+    return measured, len(rows) or None
 
 
 def save(

@@ -290,11 +290,12 @@ def _listening_socket(address: str) -> socket.socket:
 
 
 def _keep_alive(connection: socket.socket, seconds: int) -> None:
-    """Have the kernel end a connection whose other end has not answered for so long."""
+    """Have the kernel end a connection whose other end has not answered for so long: 7 or more."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    pause = max(1, seconds * 2 // (3 * _QUESTIONS))
     for option, value in (
-        (socket.TCP_KEEPIDLE, max(1, seconds // 3)),
-        (socket.TCP_KEEPINTVL, max(1, seconds * 2 // (3 * _QUESTIONS))),
+        (socket.TCP_KEEPIDLE, seconds - _QUESTIONS * pause),
+        (socket.TCP_KEEPINTVL, pause),
         (socket.TCP_KEEPCNT, _QUESTIONS),
         # Of what was sent and not acknowledged, for which no question is asked.
         (socket.TCP_USER_TIMEOUT, 1000 * seconds),

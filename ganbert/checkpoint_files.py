@@ -41,6 +41,7 @@ class TrainingState(BaseModel):
     index_sha256 : of the index trained on
     seed : of the run, from which sample order and random numbers follow
     validation_l1 : of the generator on validation subjects, normalised; None if not measured
+    validation_subjects : how many those were, of the first of the split; None if not measured
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,6 +51,7 @@ class TrainingState(BaseModel):
     index_sha256: str
     seed: int
     validation_l1: float | None = None
+    validation_subjects: int | None = None
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -194,14 +196,27 @@ def _has_content(output: Path) -> bool:
 
 
 def best_checkpoint(run: Path) -> Path | None:
-    """The checkpoint with the lowest validation L1, the oldest of equals; None if none has one."""
-    scores = {}
+    """The checkpoint with the lowest validation L1, the oldest of equals; None if none has one.
+
+    Of those that were validated on as many subjects as the newest of them: L1 on others says
+    nothing of which is better.
+    """
+    known: dict[Path, TrainingState] = {}
     for folder in list_checkpoints(run):
         # A damaged one is not the best, and is dealt with when the run is resumed.
         with contextlib.suppress(CheckpointError):
-            scores[folder] = read_state(folder).validation_l1
-    known = {folder: score for folder, score in scores.items() if score is not None}
-    return min(known, key=lambda folder: known[folder]) if known else None
+            state = read_state(folder)
+            if state.validation_l1 is not None:
+                known[folder] = state
+    if not known:
+        return None
+    last = known[max(known)].validation_subjects
+    scores = {
+        folder: state.validation_l1
+        for folder, state in known.items()
+        if state.validation_subjects == last and state.validation_l1 is not None
+    }
+    return min(scores, key=lambda folder: scores[folder])
 
 
 def keep_newest_and_best(run: Path, keep: int) -> None:

@@ -207,8 +207,9 @@ class RunConfig(Strict):
     metrics_port: int = Field(default=9808, ge=0, le=65535, description="0: any free port")
     # Whether RUN/samples says which images each rank trained on.
     log_samples: bool = False
-    # A node that does not answer for so long is lost, and the other ranks end.
-    node_timeout_seconds: int = Field(default=180, ge=6)
+    # A node that does not answer for so long is lost, and the other ranks end. Below 7 s the kernel
+    # (whole seconds, six questions) could not keep it.
+    node_timeout_seconds: int = Field(default=180, ge=7)
     # Of a rank's own time in a step to the others' median, from which on it is named.
     straggler_ratio: float = Field(default=1.5, gt=1.0)
     generator: GeneratorConfig = GeneratorConfig()

@@ -41,6 +41,7 @@ from ganbert.engine_config import (
 )
 from ganbert.engine_files import PlainFiles
 from ganbert.errors import GanbertError, PlatformError
+from ganbert.meeting import cannot_meet, meeting_timeout
 from ganbert.monitor import check_packages, without_monitors
 from ganbert.recipe import DISCRIMINATOR_FILE, GENERATOR_FILE, Recipe
 from ganbert.resuming import TUNABLE
@@ -117,7 +118,15 @@ class Engines:
         return int(self.generator.gradient_accumulation_steps())
 
 
-def _device_of(local_rank: int) -> torch.device:
+def find_device() -> torch.device:
+    """Where this rank computes: the GPU of its number on the node, or the CPU.
+
+    Raises
+    ------
+    PlatformError
+        If there is no such GPU, or DeepSpeed has chosen something else.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     # DeepSpeed's answer and not torch's: DS_ACCELERATOR=cpu must hold for both.
     accelerator = get_accelerator()
     kind = accelerator.device_name()
@@ -140,7 +149,7 @@ def _device_of(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def init_world(timeout: timedelta = timedelta(minutes=10)) -> World:
+def init_world(timeout: timedelta | None = None) -> World:
     """Join the process group: NCCL on GPUs, gloo on the CPU.
 
     Raises
@@ -148,6 +157,11 @@ def init_world(timeout: timedelta = timedelta(minutes=10)) -> World:
     PlatformError
         If the process was not started by a launcher, there are more ranks than GPUs, or the ranks
         cannot meet.
+
+    Notes
+    -----
+    Ranks wait `timeout` for each other at the start, and NCCL and gloo in a collective; default:
+    DEEPSPEED_TIMEOUT (minutes), or 10 minutes.
     """
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         raise PlatformError(
@@ -158,7 +172,7 @@ def init_world(timeout: timedelta = timedelta(minutes=10)) -> World:
         )
     deepspeed_logger.setLevel(logging.WARNING)
     local_rank = int(os.environ["LOCAL_RANK"])
-    device = _device_of(local_rank)
+    device = find_device()
     cuda = device.type == "cuda"
     # DeepSpeed compiles this operation whenever it meets gloo, though only its inference uses it. A
     # process that dies meanwhile leaves a lock behind, and every later run waits for it for ever.
@@ -168,16 +182,12 @@ def init_world(timeout: timedelta = timedelta(minutes=10)) -> World:
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(share_of_cores())
     try:
-        deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=timeout, verbose=False)
+        deepspeed.init_distributed(
+            "nccl" if cuda else "gloo", timeout=timeout or meeting_timeout(), verbose=False
+        )
     except torch.distributed.DistNetworkError as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise PlatformError(
-            f"meeting of the ranks at {place}",
-            expected="a free port there, that every node reaches",
-            found="a port that is taken" if "EADDRINUSE" in str(error) else "no answer in time",
-            remedy="give the launcher another --master_port; did a rank of another node end with "
-            "a line of its own? Mend that first",
-        ) from error
+        raise cannot_meet(place, is_taken="EADDRINUSE" in str(error)) from error
     local_size = ranks_here()
     size = dist.get_world_size()
     address = LOOPBACK if local_size == size else os.environ["MASTER_ADDR"]

@@ -16,7 +16,7 @@ from ganbert.errors import CheckpointError
 
 # Settings of an optimiser that need no memory of other steps; `engines` puts them in force.
 TUNABLE = ("lr", "betas", "eps", "weight_decay")
-# What is refused elsewhere if it changes, and what teaches no network.
+# What is refused elsewhere if it changes, and what neither teaches a network nor judges one.
 _RUN_SILENT = (
     "seed",
     "intensity_ratio",
@@ -24,7 +24,6 @@ _RUN_SILENT = (
     "discriminator",
     "checkpoint_every",
     "keep_checkpoints",
-    "validation_subjects",
     "metrics_port",
     "log_samples",
     "node_timeout_seconds",
@@ -87,7 +86,7 @@ def check_resumable(run: Path, before: Description, now: Description) -> None:
 
 
 def changed_settings(before: Description, now: Description) -> dict[str, list[Any]]:
-    """Settings that teach the networks differently than before: [old, new] by name.
+    """Settings that teach or judge the networks differently than before: [old, new] by name.
 
     Parameters
     ----------

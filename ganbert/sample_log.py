@@ -1,23 +1,24 @@
 """Which images each rank trained on, for whoever has to prove it: RUN/samples/rank-00000.jsonl.
 
-A line a micro-step: its number since the start of training, and the rows. Rows are positions among
-the index's training rows of the run's tracer, so that no file beside it names a person. A resumed
-run appends: where it repeats a micro-step, the last line holds.
+A line a micro-step: the position of its first sample in the stream of the run (`SampleOrder`), and
+the rows that were trained on from there. Rows are positions among the index's training rows of the
+run's tracer, so that no file beside it names a person. Positions, and not numbers of micro-steps:
+they mean the same whatever a resumed run has for ranks, micro-batch and accumulation.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from ganbert.atomic import make_folder, output_error
+from ganbert.atomic import make_folder, output_error, write_text
 
 FOLDER_NAME = "samples"
 
 
 class SampleLog:
-    """The file of one rank; a context manager.
+    """The file of one rank, to which it appends; a context manager.
 
     Parameters
     ----------
@@ -40,10 +41,10 @@ class SampleLog:
             except OSError as error:
                 raise output_error(file, error) from error
 
-    def write(self, micro_step: int, rows: Sequence[int]) -> None:
+    def write(self, first_sample: int, rows: Sequence[int]) -> None:
         """Append one micro-step."""
         if self._stream is not None:
-            line = json.dumps({"micro_step": micro_step, "rows": list(rows)}) + "\n"
+            line = json.dumps({"first_sample": first_sample, "rows": list(rows)}) + "\n"
             try:
                 self._stream.write(line)
             except OSError as error:
@@ -62,18 +63,46 @@ class SampleLog:
             self._stream.close()
 
 
-def read_samples(run: Path) -> dict[int, dict[int, list[int]]]:
-    """Return what was trained on: rows by rank, by micro-step.
+def rewind(run: Path, samples_seen: int) -> None:
+    """Take out what was trained on after the checkpoint that a run goes on from: it comes again.
 
-    A line that a kill left half is the last one of its process: the rest holds.
+    Before any rank opens its file.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be written.
     """
-    seen: dict[int, dict[int, list[int]]] = {}
-    for file in sorted((run / FOLDER_NAME).glob("rank-*.jsonl")):
+    for file in _files(run):
+        lines = [
+            json.dumps(entry) + "\n"
+            for entry in _entries(file)
+            if entry["first_sample"] < samples_seen
+        ]
+        write_text(file, "".join(lines))
+
+
+def read_samples(run: Path) -> dict[int, tuple[int, int]]:
+    """Return what was trained on: rank and row, by position in the stream, in its order."""
+    seen: dict[int, tuple[int, int]] = {}
+    for file in _files(run):
         rank = int(file.stem.removeprefix("rank-"))
-        for line in file.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-                seen.setdefault(entry["micro_step"], {})[rank] = entry["rows"]
-            except ValueError:
-                continue
-    return seen
+        for entry in _entries(file):
+            for k, row in enumerate(entry["rows"], start=entry["first_sample"]):
+                seen[k] = (rank, row)
+    return dict(sorted(seen.items()))
+
+
+def _files(run: Path) -> list[Path]:
+    return sorted((run / FOLDER_NAME).glob("rank-*.jsonl"))
+
+
+def _entries(file: Path) -> Iterator[dict[str, Any]]:
+    """Whole lines: a kill, or a full disk, may have left half of the last one."""
+    for line in file.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+            int(entry["first_sample"]), list(entry["rows"])
+        except (ValueError, TypeError, KeyError):
+            continue
+        yield entry

@@ -45,12 +45,14 @@ from ganbert.engines import (
     build_engines,
     check_engine_configs,
     check_weights,
+    find_device,
     init_world,
     leave_world,
     optimiser_facts,
     recipe_settings,
 )
 from ganbert.errors import EXIT_INTERRUPTED, one_line_errors
+from ganbert.meeting import Meeting
 from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
 from ganbert.monitor import MonitorSink
@@ -64,7 +66,7 @@ from ganbert.runs import (
     plan_run,
     write_description,
 )
-from ganbert.sample_log import SampleLog
+from ganbert.sample_log import SampleLog, rewind
 from ganbert.step_stats import PhaseClock, StepStats
 from ganbert.steps import discriminator_step, generator_step
 from ganbert.stragglers import OwnTime, StragglerWatch, host_names
@@ -154,7 +156,9 @@ def train(
     The state after the last step done; `state.step` falls short of `max_steps` if interrupted.
     """
     config, losses = run.recipe.run, run.recipe.run.losses
-    samples_per_step = engines.micro_batch * engines.accumulation * world.size
+    size = engines.micro_batch
+    samples_at_once = size * world.size
+    samples_per_step = samples_at_once * engines.accumulation
     num_rows, own_time, clock = len(run.training_rows), OwnTime(world.device), PhaseClock()
 
     while state.step < config.max_steps:
@@ -164,8 +168,9 @@ def train(
             with own_time.running():
                 with clock.running("data"):
                     batch = next(batches)
-                micro_step = state.step * engines.accumulation + micro
-                samples.write(micro_step, batch.rows)
+                # Not from the step: before a resume there may have been another accumulation.
+                micro_step = state.samples_seen // samples_at_once + micro
+                samples.write((micro_step * world.size + world.rank) * size, batch.rows)
                 masks_of = seed_micro_step(config.seed, micro_step, world.rank)
                 masks = engines.sample_masks(3 * len(batch.mri), masks_of)
                 judged, made = world.bring(masks).tensor_split([2 * len(batch.mri)])
@@ -183,11 +188,14 @@ def train(
             means, interrupted, own_seconds = average(measured, stop, own_time.take(), world)
         phases = clock.take()
         seconds = time.perf_counter() - started
+        step = state.step + 1
+        validated = validate(run, engines, world) if is_due(step, config) else (None, None)
         state = state.model_copy(
             update={
-                "step": (step := state.step + 1),
+                "step": step,
                 "samples_seen": state.samples_seen + samples_per_step,
-                "validation_l1": validate(run, engines, world) if is_due(step, config) else None,
+                "validation_l1": validated[0],
+                "validation_subjects": validated[1],
             }
         )
         telemetry.write(
@@ -220,17 +228,19 @@ def is_due(step: int, config: RunConfig) -> bool:
     return step % config.checkpoint_every == 0 or step == config.max_steps
 
 
-def validate(run: Run, engines: Engines, world: World) -> float | None:
-    """L1 on the validation subjects, by which the best checkpoint is known; None without any."""
-    return validation_l1(
+def validate(run: Run, engines: Engines, world: World) -> tuple[float | None, int | None]:
+    """L1 on validation subjects, by which the best checkpoint is known, and on how many, if any."""
+    rows = validation_rows(run.index, run.tracer, run.recipe.run.validation_subjects)
+    measured = validation_l1(
         engines.generator.module,
         run.data,
-        validation_rows(run.index, run.tracer, run.recipe.run.validation_subjects),
+        rows,
         intensity_ratio=run.intensity_ratio,
         rank=world.rank,
         num_ranks=world.size,
         device=world.device,
     )
+    return measured, len(rows) or None
 
 
 def save(
@@ -325,6 +335,8 @@ def run_training(
             if run.resume_from is not None:
                 set_aside_newer(run.output, run.resume_from)
             write_description(run, world.size, world.describe_device())
+            rewind(run.output, state.samples_seen)
+        barrier()  # whose RUN is not ours, no rank writes into
         port = run.recipe.run.metrics_port if world.local_rank == 0 else None
         telemetry = opened.enter_context(
             Telemetry(
@@ -362,9 +374,10 @@ def run_training(
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of every rank."""
-    # Before the ranks have met, each finds the same mistakes: one a node says so.
-    with one_line_errors(quiet=os.environ.get("LOCAL_RANK", "0") != "0"):
+    # Most mistakes are found by all ranks: one a node says so.
+    with one_line_errors(quiet=os.environ.get("LOCAL_RANK", "0") != "0"), Meeting():
         run, state = plan(parse_options(sys.argv[1:] if arguments is None else arguments))
+        find_device()
     stop = StopRequest()
     stop.install()
     when_gone(stop.ask)

@@ -53,16 +53,19 @@ def save_engines(
     *,
     keep: int = 9,
     validation_l1: float | None = None,
+    validation_subjects: int = 8,
 ) -> Path:
-    state = state_at(step).model_copy(update={"validation_l1": validation_l1})
+    measured = {"validation_l1": validation_l1}
+    if validation_l1 is not None:
+        measured["validation_subjects"] = validation_subjects
+    state = state_at(step).model_copy(update=measured)
     return save_checkpoint(run, engines, state, keep=keep, description={"seed": 3}).folder
 
 
-def save(
-    run: Path, step: int, *, keep: int = 9, weight: int = 0, validation_l1: float | None = None
-) -> Path:
+def save(run: Path, step: int, *, weight: int = 0, **more: Any) -> Path:
+    """`more` goes to `save_engines`."""
     engines = {"generator": FakeEngine(weight), "discriminator": FakeEngine(-weight)}
-    return save_engines(run, engines, step, keep=keep, validation_l1=validation_l1)
+    return save_engines(run, engines, step, **more)
 
 
 def names(run: Path) -> list[str]:

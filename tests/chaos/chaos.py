@@ -69,7 +69,7 @@ LOSSES = (
     "steps_that_differ",
     "samples_skipped",
     "samples_repeated",
-    "micro_steps_with_other_samples",
+    "samples_on_another_rank_or_in_another_order",
 )
 ENDS = ("sha256_of_the_end", "sha256_of_the_undisturbed_end")
 # Of a line of the log, what is not the same in two runs.
@@ -207,19 +207,18 @@ def compare(whole: Training, killed: Training) -> dict[str, Any]:
     found = {line["step"]: _without_times(line) for line in killed.log()}
     steps = expected.keys() | found.keys()
     samples, samples_expected = read_samples(killed.run), read_samples(whole.run)
-    micro_steps = samples.keys() | samples_expected.keys()
     num_rows = len(load_index(killed.data).select("train", TRACER))
     skipped, repeated = epochs_of(samples, num_rows)
-    rows = [row for ranks in samples.values() for of_rank in ranks.values() for row in of_rank]
     return {
         "steps": len(expected),
         "steps_that_differ": sum(expected.get(step) != found.get(step) for step in steps),
-        "samples": len(rows),
+        "samples": len(samples),
         "samples_of_an_epoch": num_rows,
         "samples_skipped": skipped,
         "samples_repeated": repeated,
-        "micro_steps_with_other_samples": sum(
-            samples.get(step) != samples_expected.get(step) for step in micro_steps
+        "samples_on_another_rank_or_in_another_order": sum(
+            samples.get(k) != samples_expected.get(k)
+            for k in samples.keys() | samples_expected.keys()
         ),
         "sha256_of_the_end": digest(killed.run),
         "sha256_of_the_undisturbed_end": digest(whole.run),

@@ -61,32 +61,27 @@ def _missing(before: Checkpoints, now: Checkpoints, keep: int) -> set[str]:
     return (kept & before.keys()) - now.keys()
 
 
-def epochs_of(samples: Mapping[int, Mapping[int, list[int]]], num_rows: int) -> tuple[int, int]:
+def epochs_of(samples: Mapping[int, tuple[int, int]], num_rows: int) -> tuple[int, int]:
     """Count what an epoch had not, and what it had more than once.
 
     Parameters
     ----------
-    samples : rows by rank, by micro-step (`sample_log.read_samples`)
+    samples : rank and row by position in the stream (`sample_log.read_samples`)
     num_rows : of the training split
 
     Returns
     -------
-    Samples that were skipped, and that were repeated, over all epochs. A micro-step or rank that is
-    missing shows as what its epoch lacks; the last epoch, if not finished, lacks nothing.
+    Samples that were skipped, and that were repeated, over all epochs. A hole in the stream shows
+    as what its epoch lacks; the last epoch, if not finished, lacks nothing.
     """
-    # By its place in the stream, not end to end: a hole must not shift what comes after it.
-    sizes = {len(rows) for ranks in samples.values() for rows in ranks.values()}
-    size, num_ranks = max(sizes, default=1), max(map(len, samples.values()), default=1)
-    total = (max(samples, default=-1) + 1) * num_ranks * size
+    total = max(samples, default=-1) + 1
     seen: dict[int, Counter[int]] = {}
-    for micro_step, ranks in samples.items():
-        for rank, rows in ranks.items():
-            for k, row in enumerate(rows, start=(micro_step * num_ranks + rank) * size):
-                seen.setdefault(k // num_rows, Counter())[row] += 1
+    for k, (_, row) in samples.items():
+        seen.setdefault(k // num_rows, Counter())[row] += 1
     skipped = repeated = 0
     for epoch in range(-(-total // num_rows)):
         of_epoch = seen.get(epoch, Counter())
         expected = min(num_rows, total - epoch * num_rows)
-        skipped += max(0, expected - len(of_epoch))
+        skipped += expected - len(of_epoch)
         repeated += of_epoch.total() - len(of_epoch)
     return skipped, repeated

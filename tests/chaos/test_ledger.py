@@ -12,8 +12,8 @@ from tests.saved_checkpoints import save
 
 from .ledger import CheckpointLedger, epochs_of
 
-# Two ranks, a sample each, three epochs of four rows.
-WHOLE = {step: {0: [2 * step % 4], 1: [(2 * step + 1) % 4]} for step in range(6)}
+# Two ranks, a sample each, three epochs of four rows: rank and row by position.
+WHOLE = {k: (k % 2, k % 4) for k in range(12)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,16 +81,15 @@ def test_a_damaged_checkpoint_is_lost(tmp_path: Path) -> None:
 def test_whole_epochs_lack_and_repeat_nothing() -> None:
     assert epochs_of(WHOLE, num_rows=4) == (0, 0)
     assert epochs_of({}, num_rows=4) == (0, 0)
-    not_finished = {step: ranks for step, ranks in WHOLE.items() if step < 5}
+    not_finished = {k: seen for k, seen in WHOLE.items() if k < 10}
     assert epochs_of(not_finished, num_rows=4) == (0, 0)
 
 
 def test_a_sample_seen_twice_is_repeated_and_another_skipped() -> None:
-    assert epochs_of(WHOLE | {3: {0: [0], 1: [1]}}, num_rows=4) == (2, 2)
-    assert epochs_of(WHOLE | {4: {0: [1], 1: [1]}}, num_rows=4) == (1, 1)
+    assert epochs_of(WHOLE | {6: (0, 0), 7: (1, 1)}, num_rows=4) == (2, 2)
+    assert epochs_of(WHOLE | {8: (0, 1)}, num_rows=4) == (1, 1)
 
 
-def test_a_micro_step_or_rank_that_is_missing_is_skipped() -> None:
-    without_a_step = {step: ranks for step, ranks in WHOLE.items() if step != 2}
-    assert epochs_of(without_a_step, num_rows=4) == (2, 0)
-    assert epochs_of(WHOLE | {2: {0: [0]}}, num_rows=4) == (1, 0)
+def test_a_sample_that_is_missing_is_skipped() -> None:
+    assert epochs_of({k: seen for k, seen in WHOLE.items() if k not in (4, 5)}, 4) == (2, 0)
+    assert epochs_of({k: seen for k, seen in WHOLE.items() if k >= 4}, 4) == (4, 0)

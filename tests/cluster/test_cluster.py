@@ -97,13 +97,9 @@ def scrape(hosts: Cluster, host: int) -> str:
 def check_trained(run: Path, prepared: Path) -> None:
     """Eight ranks, disjoint shards, every image once an epoch, one checkpoint."""
     samples = read_samples(run)
-    num_micro_steps = STEPS * 2  # accumulation
-    assert sorted(samples) == list(range(num_micro_steps))
-    order = [row for step in sorted(samples) for rank in range(8) for row in samples[step][rank]]
-    for at_once in samples.values():
-        rows = [row for of_rank in at_once.values() for row in of_rank]
-        assert len(at_once) == NUM_HOSTS
-        assert len(rows) == NUM_HOSTS
+    assert list(samples) == list(range(STEPS * 2 * NUM_HOSTS))  # accumulation 2
+    order = [row for _, row in samples.values()]
+    assert [rank for rank, _ in samples.values()] == [*range(NUM_HOSTS)] * STEPS * 2
     num_rows = len(load_index(prepared).select("train"))
     num_epochs = len(order) // num_rows
     assert num_epochs > 2

@@ -61,6 +61,20 @@ def launch(repository: Path) -> Launch:
     return start
 
 
+def place_of(rank: int, size: int, port: int, *, ranks_here: int = 1) -> dict[str, str]:
+    """The environment of a rank as the launcher makes it; a node has so many of them."""
+    return {
+        **os.environ,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(rank % ranks_here),
+        "LOCAL_SIZE": str(ranks_here),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": "cpu",
+    }
+
+
 def free_port() -> int:
     """A port that nothing listens on."""
     import socket

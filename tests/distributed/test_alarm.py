@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ganbert.alarm import LOOPBACK, Alarm, Cause, _Exchange
+from ganbert.alarm import LOOPBACK, Alarm, Cause, _Exchange, _keep_alive
 from ganbert.errors import one_line_errors
 from tests.failing_ranks import (
     SIZE,
@@ -152,6 +152,25 @@ def test_rank_without_others_fails_as_any_command(
     assert leaving.value.code == 2
     assert capsys.readouterr().err.endswith(f"error: {MISTAKE}\n")
     assert (tmp_path / "acted").exists()
+
+
+@pytest.mark.parametrize("seconds", [7, 8, 9, 10, 17, 26, 180, 600])
+def test_the_kernel_gives_a_node_up_after_the_very_time_that_was_asked_for(seconds: int) -> None:
+    with socket.socket() as connection:
+        _keep_alive(connection, seconds)
+        before, between, questions, unacknowledged = (
+            connection.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (
+                socket.TCP_KEEPIDLE,
+                socket.TCP_KEEPINTVL,
+                socket.TCP_KEEPCNT,
+                socket.TCP_USER_TIMEOUT,
+            )
+        )
+    assert before + between * questions == seconds == unacknowledged / 1000
+    assert before >= between
+    # Lost questions are not a lost node.
+    assert questions >= 6
 
 
 def join_exchange(exchange: _Exchange, first_line: bytes | None) -> socket.socket:

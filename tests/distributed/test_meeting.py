@@ -1,16 +1,68 @@
-"""What a rank says when it cannot meet the others."""
+"""What ranks say when they cannot meet, or when one of them cannot start."""
 
-import os
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
-PROGRAM = """
+import pytest
+
+from .conftest import RECIPE, free_port, place_of
+
+MEET = """
 from ganbert.engines import init_world
 from ganbert.errors import one_line_errors
 with one_line_errors():
     init_world()
 """
+# Argument 1 is what is done before the ranks meet, 2 the seconds that they wait for each other.
+START = """
+import os, sys, time
+from datetime import timedelta
+from ganbert.errors import GanbertError, one_line_errors
+from ganbert.meeting import Meeting
+
+def err():
+    raise GanbertError("here", expected="a file", found="none", remedy="mend it")
+
+def leave():
+    sys.exit(3)
+
+with one_line_errors(), Meeting(timedelta(seconds=float(sys.argv[2]))):
+    exec(sys.argv[1])
+from ganbert.engines import init_world
+from ganbert.ranks import barrier
+init_world()
+barrier()
+print("went on")
+"""
+MISTAKE = "here: expected a file, found none; mend it"
+LONG = 240
+
+
+def start_ranks(
+    *deeds: str | None, seconds: float = LONG, ranks_here: int = 1
+) -> list[tuple[int, str]]:
+    """Start a rank for each deed, None is not started; return exit codes and words."""
+    port, processes = free_port(), []
+    for rank, deed in enumerate(deeds):
+        if deed is not None:
+            environment = place_of(rank, len(deeds), port, ranks_here=ranks_here)
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", START, deed, str(seconds)],
+                    env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                )
+            )  # fmt: skip
+    outputs = [process.communicate(timeout=150)[0] for process in processes]
+    return [
+        (process.returncode, output) for process, output in zip(processes, outputs, strict=True)
+    ]
+
+
+def lines_of(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("ganbert: ")]
 
 
 def test_a_master_port_that_is_taken_is_one_line() -> None:
@@ -18,14 +70,97 @@ def test_a_master_port_that_is_taken_is_one_line() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM],
-            env={**os.environ, **place}, capture_output=True, text=True, timeout=120, check=False,
+        for program in (MEET, START):
+            done = subprocess.run(
+                [sys.executable, "-c", program, "pass", "60"],
+                env=place_of(0, 1, port), capture_output=True, text=True, timeout=120, check=False,
+            )  # fmt: skip
+            assert done.returncode == 2, done.stderr
+            (line,) = lines_of(done.stderr)
+            assert f"127.0.0.1:{port}: expected a free port there" in line
+            assert "found a port that is taken; give the launcher another --master_port" in line
+            assert "Traceback" not in done.stderr
+
+
+def test_ranks_that_can_start_go_on_together() -> None:
+    for code, output in start_ranks("pass", "time.sleep(2)", "pass"):
+        assert (code, output.splitlines()[-1:]) == (0, ["went on"]), output
+
+
+@pytest.mark.parametrize("culprit", [0, 2])
+def test_the_mistake_of_one_node_alone_is_one_line_of_each_and_soon(culprit: int) -> None:
+    deeds = ["pass", "pass", "pass"]
+    deeds[culprit] = "err()"
+    started = time.monotonic()
+    results = start_ranks(*deeds)
+    assert time.monotonic() - started < 60 < LONG
+    for rank, (code, output) in enumerate(results):
+        of = "" if rank == culprit else f"rank {culprit}: "
+        assert lines_of(output) == [f"ganbert: rank {rank}: error: {of}{MISTAKE}"]
+        assert (code, "Traceback" in output) == (2, False), output
+
+
+def test_one_that_comes_when_the_others_have_failed_hears_why() -> None:
+    results = start_ranks("err()", "time.sleep(8)")
+    assert [code for code, _ in results] == [2, 2]
+    assert lines_of(results[1][1]) == [f"ganbert: rank 1: error: rank 0: {MISTAKE}"]
+
+
+def test_a_mistake_of_all_is_one_line_a_node() -> None:
+    results = start_ranks("err()", "err()", "err()", "err()", ranks_here=2)
+    assert [code for code, _ in results] == [2, 2, 2, 2]
+    assert [len(lines_of(output)) for _, output in results] == [1, 0, 1, 0]
+
+
+def test_the_first_rank_of_a_node_says_what_another_of_it_cannot() -> None:
+    results = start_ranks("pass", "err()", ranks_here=2)
+    assert [lines_of(output) for _, output in results] == [
+        [f"ganbert: rank 0: error: rank 1: {MISTAKE}"],
+        [],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("deed", "code", "words"),
+    [
+        ("{}['x']", 1, "KeyError: 'x' (the traceback is in the log of rank 1)"),
+        ("leave()", 3, "left with code 3: its log says why"),
+    ],
+)
+def test_a_bug_or_a_wrong_option_of_one_rank_ends_all_too(deed: str, code: int, words: str) -> None:
+    (code_0, output_0), (code_1, output_1) = start_ranks("pass", deed)
+    assert (code_0, code_1) == (code, code)
+    assert lines_of(output_0) == [f"ganbert: rank 0: error: rank 1: {words}"]
+    assert ("Traceback" in output_1) == (code == 1)
+
+
+def test_a_rank_that_never_comes_is_named_in_time() -> None:
+    started = time.monotonic()
+    results = start_ranks("pass", None, "pass", None, seconds=15)
+    assert time.monotonic() - started < 60
+    for code, output in results:
+        assert code == 2
+        (line,) = lines_of(output)
+        assert "expected 4 ranks within 0:00:15, found no word of rank 1, 3; look at" in line
+        assert "Traceback" not in output
+
+
+def test_data_that_one_node_does_not_see_ends_a_training_on_all(
+    prepared: Path, repository: Path, tmp_path: Path
+) -> None:
+    port, processes = free_port(), []
+    for rank, data in enumerate((prepared, tmp_path / "not-mounted")):
+        options = ("--config", RECIPE, "--data", data, "--output", tmp_path / "run")
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, repository / "ganbert" / "train.py", *map(str, options)],
+                env=place_of(rank, 2, port), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                text=True,
+            )
         )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("ganbert: ")]
-    assert f"127.0.0.1:{port}: expected a free port there" in line
-    assert "found a port that is taken; give the launcher another --master_port" in line
-    assert "Traceback" not in done.stderr
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], outputs
+    (line,), (other,) = map(lines_of, outputs)
+    assert line == other.replace("rank 1: error: ", "rank 0: error: rank 1: ")
+    assert str(tmp_path / "not-mounted") in line
+    assert not (tmp_path / "run").exists()

@@ -68,8 +68,9 @@ def test_a_run_is_of_one_tracer_from_the_shards_to_the_evaluation(
     assert code == 0, output
 
     seen = read_samples(run)
-    samples = [row for step in sorted(seen) for rank in (0, 1) for row in seen[step][rank]]
-    assert len(samples) == NUM_STEPS * 2 * 2
+    samples = [row for _, row in seen.values()]
+    assert list(seen) == list(range(NUM_STEPS * 2 * 2))
+    assert [rank for rank, _ in seen.values()] == [0, 1] * NUM_STEPS * 2
     for epoch in range(len(samples) // 4):
         assert sorted(samples[4 * epoch : 4 * epoch + 4]) == [0, 1, 2, 3]
     assert read_log(run)[-1]["epoch"] == len(samples) / 4

@@ -172,6 +172,16 @@ def test_the_best_is_kept_besides_the_newest(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000007", "step-00000008"]
 
 
+def test_the_best_is_sought_among_those_that_were_measured_on_the_same_subjects(
+    tmp_path: Path,
+) -> None:
+    save(tmp_path, 1, validation_l1=0.1, validation_subjects=2)
+    for step, score in ((2, 0.5), (3, 0.4), (4, 0.6)):
+        save(tmp_path, step, validation_l1=score, validation_subjects=8)
+    save(tmp_path, 5)  # interrupted, and not validated
+    assert best_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-00000003"
+
+
 @pytest.mark.parametrize("resume", ["auto", "none"])
 def test_new_or_empty_folder_starts_from_the_beginning(tmp_path: Path, resume: str) -> None:
     assert find_checkpoint(tmp_path / "new", resume) == (None, ())

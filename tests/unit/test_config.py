@@ -93,6 +93,10 @@ def test_smallest_run_config_takes_the_papers_values(tmp_path: Path) -> None:
             {"max_steps": 1, "losses": {"l1": 0, "max_adversarial_ratio": 0.1}},
             "losses: max_adversarial_ratio is a share of L1's gradient",
         ),
+        (
+            {"max_steps": 1, "node_timeout_seconds": 6},
+            "node_timeout_seconds: a whole number of at least 7, found 6",
+        ),
         ({"max_steps": 1, "log_samples": "yes"}, "log_samples: true or false, found 'yes'"),
         (["max_steps"], "expected a mapping, found list"),
     ],

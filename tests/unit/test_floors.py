@@ -42,6 +42,7 @@ FLOORS = (
         "infer_log",
         "loss_scale",
         "losses",
+        "meeting",
         "metrics",
         "model_card",
         "model_page",

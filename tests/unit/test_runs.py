@@ -329,10 +329,12 @@ def test_other_settings_of_a_resumed_run_are_said_in_one_line(data: Path) -> Non
         losses={"nsp": 1, "max_adversarial_ratio": 3.0},
         max_steps=9,
         checkpoint_every=3,  # teaches nothing
+        validation_subjects=2,  # neither, but the best checkpoint is known by them
     )
     run = resumed(data, before, now)
     assert run.remarks() == [
-        "resumed with other settings: max_steps 5 -> 9, losses.nsp 20.0 -> 1.0, "
+        "resumed with other settings: max_steps 5 -> 9, validation_subjects 8 -> 2, "
+        "losses.nsp 20.0 -> 1.0, "
         "losses.max_adversarial_ratio unset -> 3.0, generator.json gradient_clipping unset -> 1.0, "
         "discriminator.json optimizer.params.lr 0.0001 -> 0.0005"
     ]

@@ -176,6 +176,13 @@ def test_images_are_of_this_version(documents: list[Document]) -> None:
             assert container["imagePullPolicy"] == "IfNotPresent"
 
 
+def test_a_pod_says_itself_why_it_ended(documents: list[Document]) -> None:
+    """The one line of a mistake, for who has no log of a pod that is gone."""
+    for pod in pods(documents):
+        for container in pod.containers:
+            assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
 def test_what_a_pod_names_is_there(documents: list[Document]) -> None:
     for pod in pods(documents):
         volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}

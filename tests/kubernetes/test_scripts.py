@@ -24,6 +24,7 @@ LOCAL_CACHE, INFINIBAND = (
     KUBERNETES / "components/infiniband",
 )
 BIN = Path(sys.executable).parent
+STOPPED_BEFORE_SAVING = 143  # 128 + SIGTERM; the Job counts no accident for it
 
 
 def scripts() -> dict[str, str]:
@@ -245,6 +246,30 @@ def test_staging_copies_whole_and_once(tmp_path: Path) -> None:
 
 
 # ---- prepare.sh and shard.sh, with the real commands -------------------------------------------
+def test_staging_that_is_stopped_stops_at_once(tmp_path: Path) -> None:
+    """A drain during the copy of 50 GB: neither waits for it, nor is killed and counted for it."""
+    source, slow = tmp_path / "prepared", tmp_path / "bin" / "cp"
+    source.mkdir()
+    (source / "index.json").write_text("{}")
+    slow.parent.mkdir()
+    slow.write_text(f"#!/bin/sh\ntouch {tmp_path}/began\nexec sleep 60\n")
+    slow.chmod(0o755)
+    process = subprocess.Popen(
+        ["bash", LOCAL_CACHE / "stage.sh", source, tmp_path / "copy"],
+        env={"PATH": f"{slow.parent}:{os.environ['PATH']}"}, start_new_session=True,
+    )  # fmt: skip
+    try:
+        end = time.monotonic() + 30
+        while not (tmp_path / "began").exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == STOPPED_BEFORE_SAVING
+        assert not (tmp_path / "copy").exists()
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 @pytest.fixture(scope="module")
 def bids(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards") / "bids"

@@ -153,8 +153,9 @@ CASES: dict[str, list[tuple[bool, dict[str, str]]]] = {
         (False, {f"ganbert_checkpoint_timestamp_seconds{{{RUN}}}": steady(9000), **unfinished()}),
     ],
     "GanbertRestarting": [
-        (True, started("60x150 9000x100")),
-        (False, started(steady(60))),
+        (True, started("60x150 9000x100") | unfinished()),
+        (False, started(steady(60)) | unfinished()),
+        (False, started("60x150 9000x100")),  # another program's
     ],
     "GanbertGpuMemoryNearFull": [(True, gpu(96)), (False, gpu(90))],
     "GanbertServeQueueFull": [(True, queue(16)), (False, queue(15))],

@@ -8,8 +8,11 @@ data=${GANBERT_DATA_FOLDER:-/data}
 
 if [[ ${JOB_COMPLETION_INDEX:?} == 0 && ! -e $data/ready ]]; then
     rm -rf "$data/bids" "$data/prepared"
-    ganbert phantom "$data/bids" --subjects 16 --tracer AV45 --size tiny --seed 1
-    ganbert prepare "$data/bids" "$data/prepared" --size tiny
+    # In the background: `wait` is interrupted by a signal, a command in the foreground is not.
+    ganbert phantom "$data/bids" --subjects 16 --tracer AV45 --size tiny --seed 1 &
+    wait "$!"
+    ganbert prepare "$data/bids" "$data/prepared" --size tiny &
+    wait "$!"
     touch "$data/ready"
 fi
 until [[ -e $data/ready ]]; do

@@ -58,7 +58,8 @@ class Job:
     stage : what is being done, in a word
     notes : what the user should know of the upload although it was taken
     flags : what the user should know of the result
-    is_fetched : whether its end has been seen by a client
+    is_failure_seen : whether a client has been told that it failed
+    fetched : files of the result that a client has got
     """
 
     folder: Path
@@ -74,7 +75,8 @@ class Job:
     created: float = field(default_factory=time.time)
     started: float | None = None
     ended: float | None = None
-    is_fetched: bool = False
+    is_failure_seen: bool = False
+    fetched: set[str] = field(default_factory=set)
     is_forgotten: bool = False
     _changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
@@ -82,6 +84,17 @@ class Job:
     def is_final(self) -> bool:
         """Whether nothing will change any more."""
         return self.state in (State.DONE, State.FAILED)
+
+    @property
+    def files(self) -> frozenset[str]:
+        """Names of the files of its result."""
+        more = (STD_NAME, STD_SIDECAR_NAME) if self.passes else ()
+        return frozenset((PET_NAME, SIDECAR_NAME, *more))
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether its owner has all there is: every file, or the word that it failed."""
+        return self.is_failure_seen or self.fetched >= self.files
 
     def change(self, **values: Any) -> None:
         """Set attributes and wake up whoever waits."""

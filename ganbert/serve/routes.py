@@ -97,7 +97,7 @@ class Service:
     def status(self, job: Job) -> JobStatus:
         """Describe a job to its owner."""
         failure = job.failure and JobFailure(kind=job.failure.kind, reason=job.failure.reason)
-        job.is_fetched |= job.state is State.FAILED
+        job.is_failure_seen |= job.state is State.FAILED
         flags = [JobFlag.model_validate(asdict(flag)) for flag in job.flags]
         base = f"/v1/jobs/{job.id}"
         return JobStatus(
@@ -122,15 +122,17 @@ class Service:
             404 if there is no such job or file, 409 if it is not done yet, 422 if it has failed.
         """
         job = self.find(job_id)
-        if name in (STD_NAME, STD_SIDECAR_NAME) and not job.passes:
+        if name not in job.files:
             text = "expected a job with a map of uncertainty, found one that was sent without"
             raise HTTPException(404, f"{text}; send the image to /v1/jobs?uncertainty=4")
         if job.failure is not None:
-            job.is_fetched = True
+            job.is_failure_seen = True
             raise HTTPException(422, f"there is no result: {job.failure.reason}")
         if job.state is not State.DONE:
             raise HTTPException(409, f"expected a job that is done, found it {job.state.value}")
-        return (job.folder / name).read_bytes()
+        content = (job.folder / name).read_bytes()
+        job.fetched.add(name)
+        return content
 
 
 def data_routes(service: Service) -> APIRouter:
@@ -203,7 +205,6 @@ def _add_results(router: APIRouter, service: Service) -> None:
     async def get_pet(job_id: str) -> Response:
         """Download the synthetic PET: NIfTI, (x, y, z, frame), in the unit of the model."""
         content = service.result(job_id, PET_NAME)
-        service.find(job_id).is_fetched = True
         return _download(content, "application/gzip", f"{_stem(service)}.nii.gz")
 
     @router.get(

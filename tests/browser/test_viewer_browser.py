@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from ganbert.serve.pages import is_built
-from tests.browser.test_report_browser import FLAGS, OUTSIDE
-from tests.serve.images import large_t1w
+from tests.browser.test_report_browser import FLAGS, OUTSIDE, contrast
+from tests.serve.images import cut_t1w, large_t1w, measured_export, noisy_t1w, t1w
 from tests.serve.running import RunningService
 
 pytestmark = pytest.mark.slow  # starts the service itself
@@ -28,7 +28,8 @@ DRAWING = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftsh
 
 @pytest.fixture(scope="module")
 def service(tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
-    with RunningService(tiny_export, tmp_path_factory.mktemp("viewer") / "work") as running:
+    folder = tmp_path_factory.mktemp("viewer")
+    with RunningService(measured_export(tiny_export, folder), folder / "work") as running:
         running.wait_until_ready()
         yield running
 
@@ -143,6 +144,66 @@ def middle(page: "playwright.Page", x: float, y: float) -> tuple[float, float]:
     """Return the place at these shares of the images' width and height."""
     box = page.locator("#canvas").bounding_box()
     return box["x"] + x * box["width"], box["y"] + y * box["height"]
+
+
+def test_what_stands_out_is_said_in_words(
+    browser: "playwright.Browser", service: RunningService
+) -> None:
+    opened = Page(browser, service, 1100)
+    page = opened.page
+    assert not page.is_visible("#quality")
+    for content, flags in ((cut_t1w(), ["A part of the head is missing"]),
+                           (noisy_t1w(), ["Brightness unlike the training images"]),
+                           (t1w(7), [])):  # fmt: skip
+        opened.upload(content)
+        page.wait_for_selector("#controls:not([hidden])")
+        # Where a screen reader announces it, and above the controls.
+        said = page.locator("[role=status]").inner_text()
+        for flag in flags:
+            assert f"Warning: {flag}" in said
+        assert bool(page.locator("#flags li").count()) == bool(flags)
+        assert ("Look before you use" in said) == bool(flags)
+        assert ("No flags" in said and "no promise" in said) == (not flags)
+        page.click("#again")
+        assert not page.is_visible("#quality")
+    assert not opened.complaints
+    opened.context.close()
+
+
+def test_a_map_of_uncertainty_can_be_had(
+    browser: "playwright.Browser", service: RunningService
+) -> None:
+    opened = Page(browser, service, 1100)
+    page = opened.page
+    assert not page.is_checked("#with-map")
+    page.focus("#with-map")
+    page.keyboard.press("Space")
+    opened.upload(t1w(2))
+    page.wait_for_selector("#save-map[href]:not([hidden])")
+    with page.expect_download() as download:
+        page.click("#save-map")
+    assert download.value.suggested_filename.endswith("desc-synthstd_pet.nii.gz")
+    assert download.value.path().stat().st_size > 0
+    opened.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_contrast(
+    browser: "playwright.Browser", service: RunningService, scheme: str
+) -> None:
+    """WCAG AA, 4.5:1, for every ink on every paper that it stands on."""
+    page = browser.new_page(color_scheme=scheme)
+    page.goto(f"http://127.0.0.1:{service.port}/")
+
+    def colour(name: str) -> str:
+        script = "n => getComputedStyle(document.documentElement).getPropertyValue(n)"
+        return page.evaluate(script, f"--{name}")
+
+    for ink, paper in (("ink", "page"), ("ink", "card"), ("muted", "page"), ("muted", "card"),
+                       ("warn", "warn-soft"), ("ink", "warn-soft"),
+                       ("on-accent", "accent")):  # fmt: skip
+        assert contrast(colour(ink), colour(paper)) >= 4.5, (ink, paper)
+    page.close()
 
 
 def test_a_refusal_is_shown_and_nothing_is_lost(

@@ -88,11 +88,26 @@ def test_sigterm_finishes_what_was_taken(tiny_export: Path, tmp_path: Path) -> N
         worker.resume()
         for job in jobs:
             assert running.finish(job["id"])["state"] == "done"
-            assert running.ask("GET", job["links"]["pet"]).status == 200
+            for name in ("pet", "sidecar"):
+                assert running.ask("GET", job["links"][name]).status == 200
         # All are fetched: it need not wait for anybody.
         assert running.process.wait(10) == 0
         assert not list(running.work_dir.iterdir())
         assert "finishing 3 jobs" in running.log.read_text()
+
+
+def test_a_drain_waits_for_whoever_has_the_pet_and_not_yet_its_sidecar(
+    tiny_export: Path, tmp_path: Path
+) -> None:
+    with RunningService(tiny_export, tmp_path / "work") as running:
+        running.wait_until_ready()
+        links = running.finish(running.upload(t1w(1)).json["id"])["links"]
+        assert running.ask("GET", links["pet"]).status == 200
+        running.process.send_signal(signal.SIGTERM)
+        running.wait_until(lambda: running.ask("GET", "/readyz").status == 503)
+        time.sleep(1)
+        assert running.ask("GET", links["sidecar"]).status == 200
+        assert running.process.wait(10) == 0
 
 
 def test_a_second_signal_ends_at_once(tiny_export: Path, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 // The page: drop a T1w, watch its job, look at the synthetic PET.
 import { COLORMAPS, LAYOUTS, Scene } from "./scene.js";
+import { showQuality } from "./quality.js";
 import * as service from "./service.js";
 
 const $ = (id) => document.getElementById(id);
 const scene = new Scene($("canvas"), showValues);
 const STEPS = 200;
+const MAP_PASSES = 4;
 let isLayoutChosen = false;
 let model = null;
 let job = null;
@@ -56,7 +58,8 @@ async function run(file) {
   try {
     if (file.size > model.max_upload_bytes) throw new Error($("rules").textContent);
     t1w = await named(file);
-    job = await service.upload(file, (share) => progress("Uploading", share));
+    const passes = $("with-map").checked ? MAP_PASSES : 0;
+    job = await service.upload(file, passes, (share) => progress("Uploading", share));
     job = await service.follow(job.id, showJob);
     if (job.state === "failed") throw new Error(job.failure.reason);
     await showResult();
@@ -86,7 +89,7 @@ function showJob(status) {
 }
 
 async function showResult() {
-  const pet = new File([await service.getPet(job.id)], "pet.nii.gz");
+  const pet = new File([await service.getFile(job.id, "pet.nii.gz")], "pet.nii.gz");
   show("drop", false);
   show("view", true);
   $("stage").classList.add("showing");
@@ -101,13 +104,20 @@ async function showResult() {
     $("notes").append(item);
   }
   show("notes", job.notes.length > 0);
+  showQuality(job.flags);
   const until = new Date(1000 * job.expires).toLocaleTimeString();
   $("expiry").textContent = `The service deletes it at ${until}. The T1w is deleted already.`;
-  offer("save-pet", pet, `${fileStem()}.nii.gz`);
-  offer("save-sidecar", new Blob([await service.getSidecar(job.id)]), `${fileStem()}.json`);
+  offer("save-pet", pet, `${fileStem("synth")}.nii.gz`);
+  offer("save-sidecar", await service.getFile(job.id, "pet.json"), `${fileStem("synth")}.json`);
+  const hasMap = Boolean(job.links.uncertainty);
+  for (const id of ["save-map", "save-map-sidecar"]) show(id, hasMap);
+  if (!hasMap) return;
+  offer("save-map", await service.getFile(job.id, "std.nii.gz"), `${fileStem("synthstd")}.nii.gz`);
+  const sidecar = await service.getFile(job.id, "std.json");
+  offer("save-map-sidecar", sidecar, `${fileStem("synthstd")}.json`);
 }
 
-const fileStem = () => `${model.tracer}_space-T1w_desc-synth_pet`;
+const fileStem = (desc) => `${model.tracer}_space-T1w_desc-${desc}_pet`;
 
 function offer(id, blob, name) {
   URL.revokeObjectURL($(id).href);
@@ -183,6 +193,7 @@ function startAgain() {
   show("view", false);
   show("notes", false);
   show("problem", false);
+  show("quality", false);
   $("notes").replaceChildren();
   $("stage").classList.remove("showing");
   show("drop", true);

@@ -34,15 +34,14 @@ async function ask(path, options = {}) {
 
 export const getModel = async () => (await ask("v1/model")).json();
 export const getJob = async (id) => (await ask(`v1/jobs/${id}`)).json();
-export const getPet = async (id) => (await ask(`v1/jobs/${id}/pet.nii.gz`)).arrayBuffer();
-export const getSidecar = async (id) => (await ask(`v1/jobs/${id}/pet.json`)).text();
+export const getFile = async (id, name) => (await ask(`v1/jobs/${id}/${name}`)).blob();
 export const deleteJob = (id) => ask(`v1/jobs/${id}`, { method: "DELETE" });
 
 // fetch() does not say how much of an upload is sent; XMLHttpRequest does.
-export function upload(file, onProgress) {
+export function upload(file, passes, onProgress) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
-    request.open("POST", "v1/jobs");
+    request.open("POST", passes ? `v1/jobs?uncertainty=${passes}` : "v1/jobs");
     request.setRequestHeader("Content-Type", "application/octet-stream");
     for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
     request.upload.onprogress = (event) => onProgress(event.loaded / Math.max(event.total, 1));

@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from interruption import interruptible
+from plain import DTYPES, monai_unet
 from rich.console import Console
 from rich.table import Table
 
@@ -39,10 +40,13 @@ from ganbert.config import GRIDS, NUM_FRAMES, GeneratorConfig, Grid, ModelCard
 Infer = Callable[[np.ndarray], np.ndarray]
 # Variant -> the figures of each of its processes.
 Results = dict[str, list[dict[str, float]]]
+CPU = torch.device("cpu")
 
 
-def build_ganbert(mri_grid: Grid, pet_grid: Grid) -> Infer:
-    """Return the project's own inference."""
+def build_ganbert(
+    mri_grid: Grid, pet_grid: Grid, device: torch.device = CPU, precision: str = "fp32"
+) -> Infer:
+    """Return the project's own inference; in 16-bit with weights of that type."""
     from ganbert.models.generator import build_generator
     from ganbert.predict import Predictor
 
@@ -54,34 +58,41 @@ def build_ganbert(mri_grid: Grid, pet_grid: Grid) -> Infer:
         index_sha256="", weights_sha256="",
     )  # fmt: skip
     generator = build_generator(config, mri_grid, pet_grid)
-    predictor = Predictor(generator, card, torch.device("cpu"))
+    predictor = Predictor(generator.to(DTYPES[precision]), card, device)
     return lambda mri: predictor.predict_conformed(mri, float(mri.mean()), float(mri.std()))
 
 
-def build_monai(mri_grid: Grid, pet_grid: Grid, parts: int = 2) -> Infer:
-    """Return the same job from MONAI's parts; a window is the grid's edge by `parts`."""
-    from monai.inferers import sliding_window_inference
-    from monai.networks.nets import UNet
+def build_monai(
+    mri_grid: Grid,
+    pet_grid: Grid,
+    device: torch.device = CPU,
+    precision: str = "fp32",
+    parts: int = 2,
+) -> Infer:
+    """Return the same job from MONAI's parts; in 16-bit with autocast.
 
-    channels = GeneratorConfig().channels
-    network = UNet(
-        3, 1, NUM_FRAMES, channels, strides=(2,) * (len(channels) - 1), num_res_units=2
-    ).eval()
+    A window is the grid's edge by `parts`.
+    """
+    from monai.inferers import sliding_window_inference
+
+    network = monai_unet(GeneratorConfig().channels).to(device).eval()
     window = [n // parts for n in mri_grid.shape]
+    half = torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
     def run(mri: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            image = torch.from_numpy((mri - mri.mean()) / mri.std())[None]
-            full = sliding_window_inference(image, window, 1, network, overlap=0.25)
-            pet = torch.nn.functional.interpolate(full, pet_grid.shape, mode="trilinear")
-            return torch.nn.functional.tanhshrink(pet)[0].numpy()
+            image = torch.from_numpy((mri - mri.mean()) / mri.std())[None].to(device)
+            with half:
+                full = sliding_window_inference(image, window, 1, network, overlap=0.25)
+            pet = torch.nn.functional.interpolate(full.float(), pet_grid.shape, mode="trilinear")
+            return torch.nn.functional.tanhshrink(pet)[0].cpu().numpy()
 
     return run
 
 
 def build_monai_whole(mri_grid: Grid, pet_grid: Grid) -> Infer:
     """Return the same with a single window."""
-    return build_monai(mri_grid, pet_grid, 1)
+    return build_monai(mri_grid, pet_grid, parts=1)
 
 
 VARIANTS = {"ganbert": build_ganbert, "monai": build_monai, "monai whole": build_monai_whole}

@@ -24,180 +24,173 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from interruption import interruptible
+from plain import Step, build_plain, random_images
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-from torch.nn import functional
+from stopwatch import Stopwatch
+from switches import ENGINES, Switch, with_engines
 
-from ganbert.config import GRIDS, NUM_FRAMES, Grid
+from ganbert.config import GRIDS, Grid
 from ganbert.data.loader import Batch
 from ganbert.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("generator forward", "discriminator step", "generator step")
-Step = Callable[["Clock"], None]
+# What the table shows, out of the parts of a stopwatch.
+PARTS = {
+    "generator forward": ("generator forward",),
+    "discriminator step": (
+        "discriminator forward", "discriminator backward", "discriminator optimiser",
+    ),
+    "generator step": (
+        "judgement forward", "judgement backward", "generator backward", "generator optimiser",
+    ),
+}  # fmt: skip
 
 
-class Clock:
-    """Seconds by part, one list entry a step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, list[float]] = {part: [] for part in PARTS}
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Time a part."""
-        started = time.perf_counter()
-        yield
-        self.seconds[name].append(time.perf_counter() - started)
-
-
-def cpu_recipe() -> Recipe:
-    """Return the paper's recipe in fp32, at micro-batch 1, with what a CPU has of Adam."""
-    recipe = load_recipe(ROOT / "ds_configs" / "paper")
-    engines = {}
-    for name in ("generator_engine", "discriminator_engine"):
-        config = {k: v for k, v in getattr(recipe, name).items() if k != "fp16"}
-        config |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
-        config["optimizer"] = {
-            "type": "Adam",
-            "params": {"lr": 1e-4, "torch_adam": True, "adam_w_mode": False},
-        }
-        engines[name] = config
-    return recipe.model_copy(update=engines)
+def recipe_in(precision: str, micro_batch: int, path: Path = ROOT / "ds_configs/paper") -> Recipe:
+    """Return a recipe in "fp32", "fp16" or "bf16", without accumulation, with PyTorch's Adam."""
+    adam = {"lr": 1e-4, "torch_adam": True, "adam_w_mode": False}
+    settings: dict[str, Any] = {"fp16": None, "bf16": None}
+    if precision != "fp32":
+        settings[precision] = {"enabled": True}
+    if precision == "fp16":
+        # Low enough from the start that no step is passed over while the right one is looked for.
+        settings["fp16"] |= {"loss_scale": 0, "initial_scale_power": 8}
+    return with_engines(
+        load_recipe(path),
+        ENGINES,
+        train_micro_batch_size_per_gpu=micro_batch,
+        gradient_accumulation_steps=1,
+        optimizer={"type": "Adam", "params": adam},
+        **settings,
+    )
 
 
-def random_batch(mri_grid: Grid, pet_grid: Grid) -> Batch:
-    """One MRI and its PET, in the paper's intensity regime."""
-    mri = torch.randn(1, 1, *mri_grid.shape)
-    return Batch(mri=mri, pet_real=9 * torch.rand(1, NUM_FRAMES, *pet_grid.shape), rows=[0])
+def _watch(engine: Any, clock: list[Stopwatch], forward: str, backward: str, learn: str) -> None:
+    """Mark when an engine begins to go back, and when each part of its step is done."""
+    go_back, take_step = engine.backward, engine.step
+
+    def timed_backward(*arguments: Any, **options: Any) -> Any:
+        clock[0].mark(forward)
+        output = go_back(*arguments, **options)
+        clock[0].mark(backward)
+        return output
+
+    def timed_step(*arguments: Any, **options: Any) -> Any:
+        output = take_step(*arguments, **options)
+        clock[0].mark(learn)
+        return output
+
+    engine.backward, engine.step = timed_backward, timed_step
 
 
-def build_ganbert(mri_grid: Grid, pet_grid: Grid) -> Step:
-    """Build the project's own networks and engines."""
+def build_ganbert(
+    mri_grid: Grid,
+    pet_grid: Grid,
+    recipe: Recipe,
+    *,
+    switches: Sequence[Switch] = (),
+    batches: Iterator[Batch] | None = None,
+) -> tuple[Step, Any]:
+    """Build the project's own networks and engines; return the step and the engines.
+
+    Parameters
+    ----------
+    batches : where the images come from; None: random ones that lie on the device
+    """
     from ganbert.engines import build_engines, init_world
     from ganbert.models.discriminators import build_discriminator
     from ganbert.models.generator import build_generator
     from ganbert.steps import discriminator_step, generator_step
 
-    recipe = cpu_recipe()
-    init_world()
-    engines = build_engines(
-        build_generator(recipe.run.generator, mri_grid, pet_grid),
-        build_discriminator(recipe.run.discriminator, mri_grid, pet_grid),
-        recipe,
-        max_steps=100,
+    for switch in switches:
+        switch.start()
+        recipe = switch.recipe(recipe)
+    world, config = init_world(), recipe.run
+    networks = (
+        build_generator(config.generator, mri_grid, pet_grid),
+        build_discriminator(config.discriminator, mri_grid, pet_grid),
     )
-    batch, weights = random_batch(mri_grid, pet_grid), recipe.run.losses
+    for switch in switches:
+        switch.networks(*networks)
+    engines = build_engines(*networks, recipe, max_steps=1000)
+    num, weights = engines.micro_batch, config.losses
+    mri, pet_real = random_images(mri_grid, pet_grid, num, world.device)
+    for switch in switches:
+        switch.engines(engines, mri)
+    resident, numbers = Batch(mri=mri, pet_real=pet_real, rows=[0] * num), torch.Generator()
+    clocks = [Stopwatch(world.device)]
+    of_discriminator = ("discriminator forward", "discriminator backward")
+    _watch(engines.discriminator, clocks, *of_discriminator, "discriminator optimiser")
+    of_generator = ("judgement forward", "generator backward")
+    _watch(engines.generator, clocks, *of_generator, "generator optimiser")
 
-    def step(clock: Clock) -> None:
-        judged, made = engines.sample_masks(3, torch.Generator()).tensor_split([2])
-        with clock.part("generator forward"):
-            pet_fake = engines.generator(batch.mri)
-        with clock.part("discriminator step"):
-            discriminator_step(engines, batch, pet_fake, judged, weights)
-        with clock.part("generator step"):
-            generator_step(engines, batch, pet_fake, made, weights, step=0)
+    def step(clock: Stopwatch) -> None:
+        clocks[0] = clock
+        batch = resident if batches is None else next(batches)
+        clock.mark("data")
+        masks = world.bring(engines.sample_masks(3 * num, numbers))
+        judged, made = masks.tensor_split([2 * num])
+        pet_fake = engines.generator(batch.mri)
+        pet_fake.register_hook(lambda _: clock.mark("judgement backward"))
+        clock.mark("generator forward")
+        discriminator_step(engines, batch, pet_fake, judged, weights)
+        generator_step(engines, batch, pet_fake, made, weights, step=0)
 
-    return step
-
-
-class PlainBert(torch.nn.Module):
-    """Hugging Face's BERT over both images, as one would write it first."""
-
-    def __init__(self, attention_dropout: float) -> None:
-        super().__init__()
-        from transformers import BertConfig, BertForPreTraining
-
-        self.bert = BertForPreTraining(
-            BertConfig(
-                vocab_size=10_112,
-                max_position_embeddings=1027,
-                attention_probs_dropout_prob=attention_dropout,
-            )
-        )
-
-    def forward(self, mri: Tensor, pet: Tensor, pet_real: Tensor, is_real: int) -> Tensor:
-        """Weighted NSP and MLM loss."""
-        from ganbert.models.rounding import straight_through
-        from ganbert.models.summary import summarise_mri, summarise_pet
-        from ganbert.models.vocabulary import CLS_ID, MASK_ID, SEP_ID, values_to_ids
-
-        rows = self.bert.get_input_embeddings().weight
-        images = (summarise_mri(mri), summarise_pet(pet), summarise_pet(pet_real))
-        mri_rows, pet_rows = (straight_through(values, rows) for values in images[:2])
-        cls, sep = rows[CLS_ID].view(1, 1, -1), rows[SEP_ID].view(1, 1, -1)
-        embeddings = torch.cat((cls, mri_rows, sep, pet_rows, cls), dim=1)
-        ids = torch.zeros(1, 1027, dtype=torch.int64)
-        ids[:, 1:513], ids[:, 514:1026] = values_to_ids(images[0]), values_to_ids(images[2])
-        share = torch.cat((torch.zeros(1), torch.full((512,), 0.05), torch.zeros(1),
-                           torch.full((512,), 0.25), torch.zeros(1)))  # fmt: skip
-        masked = torch.rand(1, 1027) < share
-        output = self.bert(
-            inputs_embeds=torch.where(masked.unsqueeze(-1), rows[MASK_ID], embeddings)
-        )
-        nsp = functional.cross_entropy(
-            output.seq_relationship_logits, torch.tensor([0 if is_real else 1])
-        )
-        labels = ids.masked_fill(~masked, -100)
-        mlm = functional.cross_entropy(output.prediction_logits.transpose(1, 2), labels)
-        return 20 * nsp + mlm
+    return step, engines
 
 
-def build_plain(mri_grid: Grid, pet_grid: Grid, attention_dropout: float = 0.1) -> Step:
-    """Build the same job from MONAI and Hugging Face, without this project's engines."""
-    from monai.networks.nets import UNet
+def _ganbert(mri_grid: Grid, pet_grid: Grid) -> Step:
+    return build_ganbert(mri_grid, pet_grid, recipe_in("fp32", 1))[0]
 
-    channels = cpu_recipe().run.generator.channels
-    generator = UNet(
-        3, 1, NUM_FRAMES, channels, strides=(2,) * (len(channels) - 1), num_res_units=2
+
+def _plain(mri_grid: Grid, pet_grid: Grid, attention_dropout: float = 0.1) -> Step:
+    run = recipe_in("fp32", 1).run
+    return build_plain(
+        mri_grid,
+        pet_grid,
+        channels=run.generator.channels,
+        bert=run.discriminator,
+        attention_dropout=attention_dropout,
     )
-    bert = PlainBert(attention_dropout)
-    optimisers = [torch.optim.Adam(net.parameters(), lr=1e-4) for net in (generator, bert)]
-    batch = random_batch(mri_grid, pet_grid)
-
-    def step(clock: Clock) -> None:
-        with clock.part("generator forward"):
-            grown = functional.interpolate(generator(batch.mri), pet_grid.shape, mode="trilinear")
-            pet_fake = functional.tanhshrink(grown)
-        with clock.part("discriminator step"):
-            optimisers[1].zero_grad()
-            for pet, is_real in ((batch.pet_real, 1), (pet_fake.detach(), 0)):
-                (bert(batch.mri, pet, batch.pet_real, is_real) / 2).backward()
-            optimisers[1].step()
-        with clock.part("generator step"):
-            optimisers[0].zero_grad()
-            loss = bert(batch.mri, pet_fake, batch.pet_real, 1)
-            (loss + 20 * functional.l1_loss(pet_fake, batch.pet_real)).backward()
-            optimisers[0].step()
-
-    return step
 
 
-VARIANTS: dict[str, Callable[[Grid, Grid], Step]] = {
-    "ganbert": build_ganbert,
-    "plain": build_plain,
-    "plain_fused": functools.partial(build_plain, attention_dropout=0.0),
+VARIANTS = {
+    "ganbert": _ganbert,
+    "plain": _plain,
+    "plain_fused": functools.partial(_plain, attention_dropout=0.0),
 }
+
+
+def time_steps(
+    step: Step, device: torch.device, *, warm_up: int, steps: int
+) -> list[dict[str, float]]:
+    """Take some steps; return the seconds of each but the first ones, by part."""
+    clock, laps = Stopwatch(device), []
+    for _ in range(warm_up + steps):
+        clock.mark("start")
+        step(clock)
+        laps.append(clock.take())
+    return laps[warm_up:]
 
 
 def measure(variant: str, size: str, steps: int) -> None:
     """Run one variant in this process and print its figures as the last line, JSON."""
     torch.manual_seed(0)
     step = VARIANTS[variant](*GRIDS[size])
-    step(Clock())  # allocators and kernels get ready; optimisers make their state
-    clock = Clock()
-    for _ in range(steps):
-        step(clock)
+    # In the first, allocators and kernels get ready, and optimisers make their state.
+    laps = time_steps(step, torch.device("cpu"), warm_up=1, steps=steps)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    seconds = {part: statistics.median(values) for part, values in clock.seconds.items()}
+    seconds = {
+        name: statistics.median(sum(lap[part] for part in parts) for lap in laps)
+        for name, parts in PARTS.items()
+    }
     print(json.dumps({"peak_bytes": peak, "seconds": seconds}))
 
 

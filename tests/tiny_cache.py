@@ -28,13 +28,15 @@ def _image(folder: Path, name: str, array: np.ndarray, dtype: type) -> CachedIma
     )
 
 
-def write_tiny_cache(folder: Path, num_rows: int) -> Index:
+def write_tiny_cache(
+    folder: Path, num_rows: int, mri_grid: Grid = MRI_GRID, pet_grid: Grid = PET_GRID
+) -> Index:
     """Write `num_rows` training rows and one validation row."""
     rng = np.random.default_rng(0)
     rows = []
     for number in range(num_rows + 1):
-        mri = rng.integers(0, 256, (1, *MRI_GRID.shape))
-        pet = rng.random((2, *PET_GRID.shape)) * 3
+        mri = rng.integers(0, 256, (1, *mri_grid.shape))
+        pet = rng.random((2, *pet_grid.shape)) * 3
         row = Row(
             subject=f"{number:02d}",
             session=None,
@@ -52,8 +54,8 @@ def write_tiny_cache(folder: Path, num_rows: int) -> Index:
         rows.append(row)
     return Index(
         schema_version=SCHEMA_VERSION,
-        mri_grid=MRI_GRID,
-        pet_grid=PET_GRID,
+        mri_grid=mri_grid,
+        pet_grid=pet_grid,
         intensity_ratio={"FDG": 0.01},
         rows=tuple(rows),
         versions={},

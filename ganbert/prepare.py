@@ -122,22 +122,20 @@ def prepare(
         Finished rows stay for the next run. So too if a given split is torn, of other subjects,
         contradicts itself or a previous run, or leaves nobody to train on.
     OutputError
-        If `out` lies among the subjects, is neither empty nor of a previous run with the same
-        options, or not writable.
+        If `out` lies among the subjects, is in use for something else, or not writable.
     """
     _check_options(fractions, jobs)
     _check_place(bids, out, layout)
     given = _read_given(split_from, pairing.split_column)
-    console = console or Console(stderr=True)
-    log = RefusalLog(strict)
+    console, log = console or Console(stderr=True), RefusalLog(strict)
     # What is named in a table of pairs lies beside that table.
     dataset = bids.parent if bids.is_file() else bids
     found = survey(bids, layout, pairing)
-    _check_given(split_from, given, found.pairs)
     log.add(*found.refusals)
+    _check_given(split_from, given, found.pairs)
     options = {"layout": layout, **dataclasses.asdict(pairing), **dataclasses.asdict(recast)}
-    options |= {"mri_grid": mri_grid, "pet_grid": pet_grid, "cached": cached}
-    plan = Plan(dataset=str(bids.resolve()), seed=seed, fractions=fractions, **options)
+    options |= {"mri_grid": mri_grid, "pet_grid": pet_grid, "cached": cached, "seed": seed}
+    plan = Plan(dataset=str(bids.resolve()), fractions=fractions, **options)
     pairs, sides = check_sides(found.pairs, pairing.split_column, given, log)
     pairs = check_places(dataset, pairs, log)
     names = merge_region_names(Path(pair.dseg_table) for pair in pairs if pair.dseg_table)

@@ -258,6 +258,10 @@ def find_libraries() -> Iterator[Finding]:
     ):
         version = _package_version(name)
         yield Finding(name, "used" if version else "missing", version or "nothing", use)
+    for name in ("tensorboard", "wandb"):
+        version = _package_version(name)
+        use = f"a training's curves, if generator.json asks for {name}"
+        yield Finding(name, "used" if version else "not used", version or "nothing", use)
 
 
 def examine() -> list[Finding]:

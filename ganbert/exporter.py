@@ -11,8 +11,9 @@ scrape makes no rank wait.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -26,8 +27,11 @@ from prometheus_client import (
     ProcessCollector,
     start_http_server,
 )
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from ganbert.errors import PlatformError
+from ganbert.infiniband import SYSFS, traffic
 from ganbert.step_stats import PHASES, StepStats, losses_of, starting_with, token_shares_of
 
 # Seconds; a CPU demo step takes seconds, a step on a fast GPU tenths.
@@ -144,7 +148,16 @@ METRICS = (
         ("kind",),
         only_on="GPUs",
     ),
+    Metric(
+        "infiniband_bytes",
+        "counter",
+        "What went through the node's InfiniBand adapters, storage among it, as the kernel counts",
+        ("device", "port", "direction"),
+        only_on="nodes where the process sees adapters",
+    ),
 )
+# Read by collectors of their own, at each scrape.
+_OF_THE_NODE = ("infiniband_bytes",)
 
 
 class PrometheusSink:
@@ -166,7 +179,9 @@ class PrometheusSink:
     ) -> None:
         self._ranks = ranks
         self.registry = registry or CollectorRegistry()
-        self._series: dict[str, Any] = {metric.name: self._make(metric) for metric in METRICS}
+        own = (metric for metric in METRICS if metric.name not in _OF_THE_NODE)
+        self._series: dict[str, Any] = {metric.name: self._make(metric) for metric in own}
+        self.registry.register(InfiniBandCollector())
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         if torch.cuda.is_available():
@@ -264,6 +279,30 @@ class PrometheusSink:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class InfiniBandCollector(Collector):
+    """Counters of the adapters; no series without any.
+
+    Parameters
+    ----------
+    root : folder of the adapters
+    """
+
+    def __init__(self, root: Path = SYSFS) -> None:
+        self._root = root
+        (self._metric,) = [metric for metric in METRICS if metric.name == "infiniband_bytes"]
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Yield the family, if there is anything in it."""
+        found = list(traffic(self._root))
+        family = CounterMetricFamily(
+            f"ganbert_{self._metric.name}", self._metric.text, labels=self._metric.labels
+        )
+        for *labels, num_bytes in found:
+            family.add_metric(labels, num_bytes)
+        if found:
+            yield family
 
 
 def _total(device: int) -> int:

@@ -59,6 +59,17 @@ def waiting(share: float) -> dict[str, str]:
     }
 
 
+def fabric(bytes_per_minute: float, nodes: int = 2) -> dict[str, str]:
+    series = {}
+    for node in range(nodes):
+        labels = f'{RUN},instance="{node}"'
+        series[f"ganbert_ranks{{{labels}}}"] = steady(8 * nodes)
+        series[f"ganbert_steps_total{{{labels}}}"] = counting(60)
+        port = f'{labels},device="mlx5_0",port="1",direction="sent"'
+        series[f"ganbert_infiniband_bytes_total{{{port}}}"] = counting(bytes_per_minute)
+    return series
+
+
 def own_times(*seconds: float) -> dict[str, str]:
     return {
         f'ganbert_rank_own_seconds{{{RUN},rank="{rank}"}}': steady(value)
@@ -128,6 +139,13 @@ CASES: dict[str, list[tuple[bool, dict[str, str]]]] = {
     "GanbertThroughputDown": [
         (True, {f"ganbert_volumes_total{{{RUN}}}": "0+60x160 9600+30x60"}),
         (False, {f"ganbert_volumes_total{{{RUN}}}": "0+60x160 9600+50x60"}),
+    ],
+    "GanbertInfiniBandIdle": [
+        (True, fabric(60 * 1e3)),
+        (True, fabric(0)),
+        (False, fabric(60 * 1e8)),
+        (False, fabric(0, nodes=1)),
+        (False, {k: v for k, v in fabric(0).items() if "infiniband" not in k}),  # none there
     ],
     "GanbertDataStarvation": [(True, waiting(0.2)), (False, waiting(0.05))],
     "GanbertStraggler": [(True, own_times(1, 1, 1, 3)), (False, own_times(1, 1, 1, 1.5))],

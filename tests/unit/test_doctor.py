@@ -20,6 +20,13 @@ def test_finds_everything_that_the_tests_run_on(capsys: pytest.CaptureFixture[st
         assert part in shown
 
 
+def test_what_only_some_recipes_need_is_not_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_package_version", lambda name: None)
+    status = {finding.part: finding.status for finding in doctor.find_libraries()}
+    assert (status["tensorboard"], status["wandb"]) == ("not used", "not used")
+    assert status["transformers"] == "missing"
+
+
 def test_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(PlatformError, match=r"found no C\+\+ compiler"):

@@ -23,6 +23,7 @@ FLOORS = (
         "config",
         "cores",
         "gpu_arch",
+        "infiniband",
         "run_folder",
         "step_stats",
         "supervisor",

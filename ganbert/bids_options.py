@@ -57,7 +57,7 @@ WorkDir = Annotated[
     ),
 ]
 Passes = Annotated[
-    int, typer.Option(help="Further passes, for the map of uncertainty; 0: none, and faster.")
+    int, typer.Option(help="Further passes, for a map of uncertainty, such as 4; 0: no map.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Compute finished images again.")]
 Cores = Annotated[int | None, typer.Option(min=1, help="Cores to use at once; default: all.")]

@@ -294,7 +294,7 @@ def infer(
     bids_filter_file: bids_options.FilterFile = None,
     derivatives: bids_options.Segmentations = None,
     work_dir: bids_options.WorkDir = None,
-    uncertainty: bids_options.Passes = 4,
+    uncertainty: bids_options.Passes = 0,
     overwrite: bids_options.Overwrite = False,
     nprocs: bids_options.Cores = None,
     omp_nthreads: bids_options.Threads = None,

@@ -38,8 +38,9 @@ PET tends to look like. What the MRI does not show, such an image cannot show ei
 For research only. Not for diagnosis, and not evidence of {target} in any person.
 
 Images: sub-*/[ses-*/]pet/*_desc-synth_pet.nii.gz, unit {unit}, aligned with the T1w they come from.
-How far the network's own answers differ when the T1w is moved and its contrast is bent a little:
-*_desc-synthstd_pet.nii.gz, one standard deviation, the same unit. It is a part of the error alone.
+Where it was asked for, how far the network's own answers differ when the T1w is moved and its
+contrast is bent a little: *_desc-synthstd_pet.nii.gz, one standard deviation, the same unit. It is
+a small part of the error, and no error bar.
 What to beware of in each image: GanbertQuality in its JSON, and sub-*.html. Text to cite:
 logs/CITATION.md.
 """

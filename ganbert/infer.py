@@ -32,13 +32,13 @@ from ganbert.infer_output import (
     check_output,
     is_finished,
     start_dataset,
+    write_citation,
     write_image,
 )
 from ganbert.predict import Predictor, load_predictor
 from ganbert.report.inference import write_subject
 from ganbert.synthesis import Synthesis, check_passes, synthesise
 
-DEFAULT_PASSES = 4
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -66,7 +66,7 @@ class InferOptions:
     session_labels: Sequence[str] | None = None
     filter_file: Path | None = None
     device: str = "auto"
-    passes: int = DEFAULT_PASSES
+    passes: int = 0
     overwrite: bool = False
     work_dir: Path | None = None
     nprocs: int | None = None
@@ -207,7 +207,8 @@ def _run(job: _Job, scans: Sequence[Scan]) -> Outcome:
         if not (job.out_dir / f"sub-{scan.subject}.html").is_file():
             _write_page(job, scan)
     outcome.num_kept = len(outcome.images)
-    if outcome.num_kept and todo:
+    if todo and (job.out_dir / derivatives.DESCRIPTION_NAME).exists():
+        write_citation(job.out_dir, job.predictor.card, job.options.passes)
         job.log.open()
     with _progress(job.console) as progress:
         task = progress.add_task("infer", total=len(scans), completed=outcome.num_kept)

@@ -14,8 +14,8 @@ from ganbert.config import ModelCard
 from ganbert.data.nifti import write_volume
 from ganbert.errors import OutputError
 from ganbert.infer_log import LOGS, citation
-from ganbert.report.inference import frame_names, save_figures
-from ganbert.report.overlay import draw_layers
+from ganbert.report.inference import figure_path, frame_names, save_figures
+from ganbert.report.overlay import UNCERTAINTY_KEY, draw_layers
 from ganbert.synthesis import Synthesis
 
 
@@ -75,8 +75,25 @@ def start_dataset(out_dir: Path, description: dict[str, Any], card: ModelCard, p
     make_folder(out_dir / LOGS)
     write_text(out_dir / "README", derivatives.readme(card))
     write_text(out_dir / ".bidsignore", derivatives.ignore_file())
-    write_text(out_dir / LOGS / "CITATION.md", citation(card, passes))
+    write_citation(out_dir, card, passes)
     derivatives.write_json(out_dir / derivatives.DESCRIPTION_NAME, description)
+
+
+def write_citation(out_dir: Path, card: ModelCard, passes: int) -> None:
+    """Write the text to cite; one that tells of a map stays, since an earlier run has made it.
+
+    Parameters
+    ----------
+    passes : augmented passes for the map of uncertainty
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    file = make_folder(out_dir / LOGS) / "CITATION.md"
+    if passes or not file.exists():
+        write_text(file, citation(card, passes))
 
 
 def is_finished(image: Path, *, with_std: bool) -> bool:
@@ -101,13 +118,15 @@ def write_image(
         If it cannot be written; the image is then not finished.
     """
     make_folder(image.parent)
-    try:
-        _sidecar_of(image).unlink(missing_ok=True)
-    except OSError as error:
-        raise output_error(_sidecar_of(image), error) from error
+    # What an earlier run has left must not lie beside an image that it does not belong to.
+    std = _std_of(image)
+    for file in (_sidecar_of(image), _sidecar_of(std), std, figure_path(image, UNCERTAINTY_KEY)):
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise output_error(file, error) from error
     write_volume(image, made.pet)
     if made.uncertainty is not None:
-        std = _std_of(image)
         write_volume(std, made.uncertainty)
         derivatives.write_json(_sidecar_of(std), derivatives.std_sidecar(card, t1w, passes))
     frames = frame_names(card.frame_start_s, card.frame_duration_s)

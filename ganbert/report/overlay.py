@@ -31,6 +31,7 @@ from ganbert.report.panels import (
 )
 
 MARGIN_MM = 14.0  # of the T1w around the field of view of the PET
+UNCERTAINTY_KEY = "std"
 _WHITEST = 255.0
 _OPACITY = 0.75
 # Uptake below this share of the scale lets the T1w through.
@@ -97,7 +98,7 @@ def draw_layers(
         high = round_up(float(np.percentile(uncertainty.array[last], 99.5)))
         std_scale = Scale("pet", 0.0, high, pet.unit)
         title = f"Uncertainty, frame {last + 1}"
-        layers.append(_over(grey, uncertainty, last, view, "std", title, std_scale))
+        layers.append(_over(grey, uncertainty, last, view, UNCERTAINTY_KEY, title, std_scale))
     height = sum(view.high_mm[up] - view.low_mm[up] for _, _, up, _ in PLANES)
     height += GAP_MM * (len(PLANES) - 1)
     return Layers(

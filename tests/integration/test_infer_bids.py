@@ -15,7 +15,7 @@ from bids import BIDSLayout
 from nilearn.datasets import load_mni152_brain_mask
 from rich.console import Console
 
-from ganbert.infer import infer
+from ganbert.infer import InferOptions, infer
 
 VALIDATOR = shutil.which("bids-validator-deno", path=Path(sys.executable).parent) or shutil.which(
     "bids-validator-deno"
@@ -31,7 +31,11 @@ def out(tmp_path: Path, tiny_export: Path) -> Path:
         (tmp_path / "bids" / name).parent.mkdir(parents=True)
         nib.save(image, tmp_path / "bids" / name)
     out = tmp_path / "bids" / "derivatives" / "ganbert"
-    infer(tmp_path / "bids", out, model=tiny_export, console=Console(file=io.StringIO()))
+    options = InferOptions(passes=2)  # the maps of uncertainty are to be valid too
+    infer(
+        tmp_path / "bids", out, model=tiny_export, options=options,
+        console=Console(file=io.StringIO()),
+    )  # fmt: skip
     return out
 
 

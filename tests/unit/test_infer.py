@@ -68,9 +68,8 @@ def test_every_t1w_gets_its_pet(bids: Path, tmp_path: Path, tiny_export: Path) -
     ]  # fmt: skip
     stems = ("sub-01/pet/sub-01", "sub-02/ses-a/pet/sub-02_ses-a", "sub-02/ses-b/pet/sub-02_ses-b")
     assert images_and_sidecars(tmp_path / "out") == [
-        f"{stem}_trc-18FAV45_space-T1w_desc-{desc}_pet.{ending}"
+        f"{stem}_trc-18FAV45_space-T1w_desc-synth_pet.{ending}"
         for stem in stems
-        for desc in ("synth", "synthstd")
         for ending in ("json", "nii.gz")
     ]
     log = next((tmp_path / "out" / "logs").glob("infer-*.log")).read_text()
@@ -369,6 +368,8 @@ def test_overwrite_computes_again_and_work_dir_keeps_what_the_network_saw(
     again = replace(options, overwrite=True, work_dir=work)
     assert infer(bids, out, model=tiny_export, options=again, console=QUIET).num_kept == 0
     assert first.stat().st_mtime_ns > before
+    logs = sorted((out / "logs").glob("infer-*.log"))
+    assert ["done in" in log.read_text() for log in logs] == [True, True]
     seen = nib.load(work / "sub-01" / "sub-01_desc-conformed_T1w.nii.gz")
     assert seen.shape == (32, 32, 32)
     assert not list(out.rglob("*synthstd*"))
@@ -376,6 +377,13 @@ def test_overwrite_computes_again_and_work_dir_keeps_what_the_network_saw(
     later = replace(options, passes=2)
     assert infer(bids, out, model=tiny_export, options=later, console=QUIET).num_kept == 0
     assert len(list(out.rglob("*synthstd*"))) == 2
+    assert "test-time" in (out / "logs" / "CITATION.md").read_text()
+    assert "no error bar" in (out / "sub-01.html").read_text()
+    # And goes with the image that it belongs to.
+    infer(bids, out, model=tiny_export, options=again, console=QUIET)
+    assert not list(out.rglob("*synthstd*"))
+    assert not list(out.rglob("*std*"))
+    assert "no error bar" not in (out / "sub-01.html").read_text()
 
 
 def test_the_page_of_a_subject_shows_flags_and_pictures(
@@ -383,7 +391,7 @@ def test_the_page_of_a_subject_shows_flags_and_pictures(
 ) -> None:
     image = infer(bids, tmp_path / "out", model=tiny_export, console=QUIET).images[0]
     page = (tmp_path / "out" / "sub-02.html").read_text()
-    assert page.count("data:image/jpeg;base64") == 2 * 4
+    assert page.count("data:image/jpeg;base64") == 2 * 3
     assert "Synthetic, for research only" in page
     assert "sub-02 ses-a" in page
     assert "sub-02 ses-b" in page

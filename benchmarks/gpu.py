@@ -51,7 +51,14 @@ def parts(options: argparse.Namespace) -> list[str]:
     # The same thing first and last: how far the others can be trusted.
     candidates = [f"candidate:{n}" for n in ("none", *options.candidates, "none again")]
     named = ["rates", "counts", *steps, "data", *inference, *candidates]
-    return list(dict.fromkeys(named))
+    wanted = [name for name in dict.fromkeys(named) if name.startswith(tuple(options.parts))]
+    if not wanted:
+        sys.stderr.write(
+            f"gpu.py: --parts: expected beginnings of {', '.join(dict.fromkeys(named))}; "
+            f"found {', '.join(options.parts)}; name some of them\n"
+        )
+        raise SystemExit(2)
+    return wanted
 
 
 def _ask(*command: str) -> str | None:
@@ -108,7 +115,7 @@ def about(options: argparse.Namespace) -> dict[str, Any]:
 def _reason(said: str) -> str:
     """The line that says most: the last one, and not the traceback above it."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
+    return lines[-1].removeprefix("[rank0]: ")[:300] if lines else "it said nothing"
 
 
 def _end(child: subprocess.Popen[str]) -> None:
@@ -154,12 +161,12 @@ def impossible(part: str, options: argparse.Namespace) -> str | None:
 
 def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Run all parts, one after the other, while there is time; keep what is there after each."""
-    ends = time.monotonic() + 60 * options.minutes
+    wanted, ends = parts(options), time.monotonic() + 60 * options.minutes
     found: dict[str, dict[str, Any]] = {}
     result = {"about": about(options), "parts": found}
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "gpu.json"
-    for part in parts(options):
+    for part in wanted:
         left = ends - time.monotonic()
         if (why := impossible(part, options)) is not None:
             found[part] = {"failed": why}
@@ -192,6 +199,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--part-seconds", type=float, default=150.0, help="for one part at most")
     parser.add_argument("--switches", nargs="*", choices=SWITCHES, default=[], help="always on")
     parser.add_argument("--candidates", nargs="*", choices=SWITCHES, default=list(SWITCHES))
+    parser.add_argument("--parts", nargs="+", default=[""], help="those that begin so")
     parser.add_argument("--commit", help="where git cannot tell")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 Parts = dict[str, dict[str, Any]]
@@ -118,6 +119,7 @@ def _add_floors(sheet: _Sheet, parts: Parts, ours: dict[str, Any]) -> None:
         sheet.note("bytes, the least (GB)", f"{counts['least_bytes'] / 1e9:,.2f}")
         if counts["written_bytes"] is not None:
             sheet.note("bytes, as written (GB)", f"{counts['written_bytes'] / 1e9:,.2f}")
+            sheet.note("operations", f"{counts['operations']:,}")
     for name, words in (
         ("arithmetic", "floor of arithmetic (ms)"),
         ("memory", "floor of memory (ms)"),
@@ -145,7 +147,7 @@ def candidate_table(result: dict[str, Any], what: dict[str, str]) -> Table:
         if kind != "candidate":
             continue
         if "failed" in found:
-            table.add_row(name, f"not measured: {found['failed']}")
+            table.add_row(name, escape(f"not measured: {found['failed']}"))
             continue
         rate = found["volumes_per_second"]
         cells = [f"{1000 * found['step_seconds']:,.2f}", f"{rate:,.2f}"]

@@ -73,7 +73,13 @@ def _half_the_top_channels(recipe: Recipe) -> Recipe:
 
 
 def _channels_last(generator: nn.Module, _discriminator: nn.Module) -> None:
-    generator.to(memory_format=torch.channels_last_3d)
+    # Its images and not its weights: DeepSpeed refuses weights in another order (it reads them as
+    # bytes). cuDNN takes the order of the images.
+    for layer in generator.modules():
+        if isinstance(layer, nn.Conv3d):
+            layer.register_forward_pre_hook(
+                lambda _, given: (given[0].contiguous(memory_format=torch.channels_last_3d),)
+            )
 
 
 def _look_for_kernels() -> None:

@@ -70,6 +70,7 @@ def test_what_must_not_change_a_step_does_not(settings: dict[str, Any], precisio
     assert_alike(found, reference, **allowed)
 
 
+@pytest.mark.timeout(900)  # DeepSpeed compiles it on first use
 def test_deepspeed_fused_adam_equals_pytorchs() -> None:
     from deepspeed.ops.adam import FusedAdam
 

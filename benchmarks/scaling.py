@@ -5,7 +5,8 @@
 
 Measured, each in processes of their own, alternating: the project's own step (random images) under
 the `deepspeed` launcher with 1 and 2 ranks of one core (or GPU) each, the bytes that the loopback
-device carried in it, and, alone, the exchange of as many bytes as the gradients have. Two ranks of
+device carried in it (not with NCCL, which goes past it), and, alone, an exchange of as many numbers
+as there are gradients, in the type in which DeepSpeed sends them. Two ranks of
 one machine also share its memory and caches, so 1 rank is measured again beside a stranger: another
 one, of a training of its own. Predicted from it, to see whether the model holds: the step of 2
 ranks = the step of 1 beside a stranger + the exchange.
@@ -58,6 +59,7 @@ _PAIRS = {"AV45": 2387, "FDG": 3108}  # Shin et al. 2020, section 4.1
 _TRAINING_SHARE = 0.7
 _EPOCHS, _PAPER_DAYS = 500, 1.0  # section 4.3: "for about 500 epochs, taking about a day"
 _SCALES = (1, 8, 16, 32, 64)
+_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 WORLDS = {"1 rank": (1,), "1 beside a stranger": (1, 1), "2 ranks": (2,)}
 
 
@@ -68,7 +70,7 @@ class Work:
     Attributes
     ----------
     operations : floating-point operations of a step
-    gradient_bytes : of both networks, exchanged once a step
+    gradient_bytes : of both networks, as they are sent: what is all-reduced once a step
     pairs : that a rank learns from in a step
     pair_bytes : of a pair in the cache: uint8 MRI, float32 PET
     """
@@ -77,6 +79,22 @@ class Work:
     gradient_bytes: int
     pairs: int
     pair_bytes: int
+
+
+def sent_bytes(config: dict[str, Any], parameters: int) -> int:
+    """Bytes that an engine exchanges in a step, as those of an all-reduce: each rank sends
+    2 (n - 1) / n of them.
+
+    Gradients travel in `communication_data_type`, by default the engine's own precision
+    (DeepSpeed 0.19.8, `DeepSpeedEngine.communication_data_type`): 16 bit with fp16 and bf16. At
+    ZeRO 0 they are all-reduced. At ZeRO 1 each rank gets the sum of its part, and sends the new
+    weights of it to all, in the engine's precision: half of an all-reduce each.
+    """
+    precision = next((p for p in ("fp16", "bf16") if config.get(p, {}).get("enabled")), "fp32")
+    gradient = _BYTES[config.get("communication_data_type", precision)]
+    if config.get("zero_optimization", {}).get("stage", 0) == 0:
+        return parameters * gradient
+    return parameters * (gradient + _BYTES[precision]) // 2
 
 
 def count(recipe: Recipe, size: str) -> Work:
@@ -93,17 +111,18 @@ def count(recipe: Recipe, size: str) -> Work:
     )
     again = int("activation_checkpointing" in engine)
     made = sum(cost.multiply_adds for cost in measure_generator(generator, micro_batch))
-    operations, parameters = made * (3 + again), sum(p.numel() for p in generator.parameters())
+    operations = made * (3 + again)
+    exchanged = sent_bytes(engine, sum(p.numel() for p in generator.parameters()))
     if discriminator is not None:
         costs = measure_discriminator(discriminator, *grids, micro_batch)
         judged = sum(cost.multiply_adds for cost in costs)
         operations += judged * (3 + again) + judged / 2 * (2 + again)
-        parameters += sum(p.numel() for p in discriminator.parameters())
-    in_16_bit = any(engine.get(name, {}).get("enabled") for name in ("fp16", "bf16"))
+        learning = sum(p.numel() for p in discriminator.parameters())
+        exchanged += sent_bytes(recipe.discriminator_engine, learning)
     mri, pet = (math.prod(grid.shape) for grid in grids)
     return Work(
         2.0 * operations * accumulation,
-        parameters * (2 if in_16_bit else 4),
+        exchanged,
         micro_batch * accumulation,
         mri + 4 * NUM_FRAMES * pet,
     )
@@ -202,7 +221,11 @@ def worker(options: argparse.Namespace) -> None:
     dist.barrier()
     sent = psutil.net_io_counters(pernic=True)["lo"].bytes_sent - before
     gradients = [
-        torch.zeros(sum(p.numel() for p in engine.module.parameters()), device=world.device)
+        torch.zeros(
+            sum(p.numel() for p in engine.module.parameters()),
+            dtype=engine.communication_data_type,
+            device=world.device,
+        )
         for engine in engines.by_name.values()
     ]
     exchanges = []
@@ -217,7 +240,8 @@ def worker(options: argparse.Namespace) -> None:
     if world.rank == 0:
         figures = {
             "step_s": statistics.median(seconds),
-            "bytes_per_step": sent / options.steps,
+            # NCCL goes past the loopback device: over NVLink, PCIe or shared memory.
+            "bytes_per_step": None if world.device.type == "cuda" else sent / options.steps,
             "exchange_s": statistics.median(exchanges[1:]),
         }
         options.worker.write_text(json.dumps(figures))
@@ -241,7 +265,7 @@ def launch(
     )  # fmt: skip
 
 
-def measure(sizes: Sequence[int], options: argparse.Namespace) -> dict[str, float]:
+def measure(sizes: Sequence[int], options: argparse.Namespace) -> dict[str, Any]:
     """Run trainings of so many ranks at once; return the figures of the first.
 
     Raises
@@ -258,7 +282,7 @@ def measure(sizes: Sequence[int], options: argparse.Namespace) -> dict[str, floa
         codes = [child.wait() for child in children]
         if any(codes):
             sys.exit(f"trainings of {sizes} ranks failed; run one by hand: see `launch`")
-        figures: dict[str, float] = json.loads(files[0].read_text())
+        figures: dict[str, Any] = json.loads(files[0].read_text())
     finally:
         for child in children:
             with contextlib.suppress(ProcessLookupError):
@@ -268,13 +292,16 @@ def measure(sizes: Sequence[int], options: argparse.Namespace) -> dict[str, floa
     return figures
 
 
-def check_model(rounds: list[dict[str, dict[str, float]]], work: Work) -> Table:
+def check_model(rounds: list[dict[str, dict[str, Any]]], work: Work) -> Table:
     """Compare what was measured with 2 ranks with what follows from 1."""
     table = Table(title="1 and 2 ranks on this machine")
     for heading in ("", *WORLDS, "predicted", "2 ranks / predicted"):
         table.add_column(heading, justify="right" if heading else "left")
     one, beside, two = (
-        {name: statistics.median(r[world][name] for r in rounds) for name in rounds[0][world]}
+        {
+            name: None if value is None else statistics.median(r[world][name] for r in rounds)
+            for name, value in rounds[0][world].items()
+        }
         for world in WORLDS
     )
     predicted = beside["step_s"] + two["exchange_s"]
@@ -285,11 +312,14 @@ def check_model(rounds: list[dict[str, dict[str, float]]], work: Work) -> Table:
         f"{predicted:.3f}", f"{two['step_s'] / predicted:.2f}",
     )  # fmt: skip
     table.add_row("exchange alone (s)", "", "", f"{two['exchange_s']:.3f}", "", "")
-    table.add_row(
-        "sent by all (MB)", f"{one['bytes_per_step'] / 1e6:.1f}", "",
-        f"{two['bytes_per_step'] / 1e6:.1f}", f"{sent / 1e6:.1f}",
-        f"{two['bytes_per_step'] / sent:.2f}",
-    )  # fmt: skip
+    if two["bytes_per_step"] is None:
+        table.add_row("sent by all (MB)", "", "", "not counted (NCCL)", f"{sent / 1e6:.1f}", "")
+    else:
+        table.add_row(
+            "sent by all (MB)", f"{one['bytes_per_step'] / 1e6:.1f}", "",
+            f"{two['bytes_per_step'] / 1e6:.1f}", f"{sent / 1e6:.1f}",
+            f"{two['bytes_per_step'] / sent:.2f}",
+        )  # fmt: skip
     table.add_row(
         "efficiency", "", f"{one['step_s'] / beside['step_s']:.2f}",
         f"{one['step_s'] / two['step_s']:.2f}", "", "",

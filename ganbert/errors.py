@@ -77,10 +77,14 @@ class PlatformError(GanbertError):
 
 
 def say_error(text: object) -> None:
-    """Print one line on stderr; under a launcher the prefix says whose line it is."""
+    """Print one line on stderr; under a launcher the prefix says whose line it is.
+
+    If nobody reads it any more, what is to come after it comes all the same.
+    """
     rank = os.environ.get("RANK")
     prefix = f"ganbert: rank {rank}" if rank is not None else "ganbert"
-    print(f"{prefix}: error: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(f"{prefix}: error: {text}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -5,8 +5,10 @@ the console and writes it to `log.jsonl` (rank 0), and exports it to Prometheus 
 first rank of each node). What else shall have it is a `Sink` (`monitor`).
 """
 
+import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -52,11 +54,24 @@ def _drop_half_line(path: Path) -> None:
             os.truncate(path, whole)
 
 
+class LastingConsole(Console):
+    """A console whose reader may go: what cannot be shown is lost, and the training is not."""
+
+    def on_broken_pipe(self) -> None:
+        """Say nothing any more; rich would end the process."""
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):
+            # Or Python, when it flushes at the end, makes 120 of the exit code.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+
+
 class ConsoleSink:
     """Live progress on a terminal, a plain line every 15 s elsewhere (a log, a pod)."""
 
     def __init__(self, max_steps: int, done: int, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or LastingConsole()
         self.max_steps = max_steps
         self._done_at_start = done
         self._started = time.monotonic()
@@ -92,7 +107,8 @@ class ConsoleSink:
 
     def write(self, stats: StepStats) -> None:
         """Show one step."""
-        self._progress.update(self._task, completed=stats.step, line=self.line(stats))
+        with contextlib.suppress(OSError):
+            self._progress.update(self._task, completed=stats.step, line=self.line(stats))
         now = time.monotonic()
         due = now - self._last_line >= _PLAIN_INTERVAL_SECONDS or stats.step == self.max_steps
         if self._progress.disable and due:
@@ -100,15 +116,17 @@ class ConsoleSink:
             per_step = (now - self._started) / max(stats.step - self._done_at_start, 1)
             minutes, seconds = divmod(round(per_step * (self.max_steps - stats.step)), 60)
             eta = f"ETA {minutes}:{seconds:02d}"
-            self.console.print(
-                f"step {stats.step}/{self.max_steps}  {eta}  {self.line(stats)}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            self.say(f"step {stats.step}/{self.max_steps}  {eta}  {self.line(stats)}")
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        with contextlib.suppress(OSError):  # a terminal that was hung up
+            self.console.print(text, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Stop drawing."""
-        self._progress.stop()
+        with contextlib.suppress(OSError):
+            self._progress.stop()
 
 
 class Sink(Protocol):
@@ -167,7 +185,7 @@ class Telemetry:
         """Print a line above the progress, on the rank that shows it."""
         for sink in self._sinks:
             if isinstance(sink, ConsoleSink):
-                sink.console.print(text, highlight=False, soft_wrap=True)
+                sink.say(text)
 
     def write(self, stats: StepStats, new_volumes: int) -> None:
         """Hand one step to every sink; `new_volumes` were seen in it on this node."""

@@ -105,14 +105,16 @@ class Cluster:
         _ip("-n", self._switch, "link", "set", f"{self._prefix}s{host}", "up")
 
     def processes(self, host: int) -> list[int]:
-        """Process numbers of all that runs on a host, its sshd not among them."""
+        """Process numbers, as seen from here, of all that runs on a host but its sshd."""
         words = subprocess.run(
             ["ip", "netns", "pids", self._space(host)], capture_output=True, text=True, check=True
         ).stdout.split()
         found = []
         for word in words:
             with contextlib.suppress(OSError):
-                if Path(f"/proc/{word}/comm").read_text().strip() != "sshd":
+                comm = Path(f"/proc/{word}/comm").read_text().strip()
+                # "sshd-session" and the like: the sshd of newer distributions.
+                if not comm.startswith("sshd") and comm != "unshare":
                     found.append(int(word))
         return found
 
@@ -163,8 +165,11 @@ class Cluster:
         sshd = shutil.which("sshd", path=_PATH)
         log = (self._folder / f"sshd-{host}.log").open("w")
         with log:
+            # With process numbers of its own: on SIGTERM, DeepSpeed over pdsh ends every
+            # launcher that `pkill` finds on a host.
+            alone = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
             subprocess.Popen(
-                self.command(host, sshd, "-D", "-e"), stdout=log, stderr=log,
+                self.command(host, *alone, sshd, "-D", "-e"), stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
 

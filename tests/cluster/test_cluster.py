@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 
-from ganbert.checkpoint_files import list_checkpoints
+from ganbert.checkpoint_files import find_damage, list_checkpoints, read_state
 from ganbert.data.index import load_index
 from ganbert.sample_log import read_samples
 
@@ -27,6 +27,8 @@ BIN = Path(sys.executable).parent
 PORT, METRICS_PORT = 29500, 9808
 DEADLINE_SECONDS = 400
 NODE_TIMEOUT_SECONDS = 15
+# As docs/cluster.md has it: (2 + 1) x 5 s is the ranks' own time.
+SSH_GIVES_UP = "-o ServerAliveInterval=5 -o ServerAliveCountMax=2"
 STEPS = 5
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -71,6 +73,27 @@ def each_node_itself(
         )
         for host in range(num)
     ]  # fmt: skip
+
+
+def over_pdsh(
+    hosts: Cluster, num: int, recipe: Path, prepared: Path, run: Path, *more: object
+) -> subprocess.Popen[str]:
+    """Start the command on the first host, which reaches all of them by ssh."""
+    variables = run.with_name("deepspeed_env")
+    # pdsh drops the environment but for a few names; DeepSpeed hands on what stands in this file.
+    handed_on = {"GANBERT_CONFIG": recipe, "GANBERT_DATA": prepared, "GANBERT_OUTPUT": run}
+    if (compiled := os.environ.get("TORCH_EXTENSIONS_DIR")) is not None:
+        handed_on["TORCH_EXTENSIONS_DIR"] = Path(compiled)  # or the ranks compile Adam anew
+    variables.write_text("".join(f"{name}={value}\n" for name, value in handed_on.items()))
+    return hosts.start(
+        0, BIN / "deepspeed", "--hostfile", hosts.hostfile(), "--num_nodes", num,
+        ROOT / "ganbert" / "train.py", *more,
+        environment={
+            **environment(),
+            "DS_ENV_FILE": str(variables),
+            "PDSH_SSH_ARGS_APPEND": SSH_GIVES_UP,
+        },
+    )  # fmt: skip
 
 
 def steps_done(run: Path) -> int:
@@ -126,6 +149,11 @@ def is_rank(pid: int) -> bool:
     return any(word.startswith("--local_rank=") for word in words)
 
 
+def is_launcher(pid: int) -> bool:
+    words = psutil.Process(pid).cmdline()
+    return any(Path(word).name == "deepspeed" for word in words[:2])
+
+
 @pytest.fixture
 def processes_end(hosts: Cluster) -> Iterator[None]:
     """No test leaves a process on a host."""
@@ -137,17 +165,8 @@ def processes_end(hosts: Cluster) -> Iterator[None]:
 
 @pytest.mark.usefixtures("processes_end")
 def test_over_ssh_and_pdsh(hosts: Cluster, recipe: Path, prepared: Path, tmp_path: Path) -> None:
-    run, variables = tmp_path / "run", tmp_path / "deepspeed_env"
-    # pdsh drops the environment but for a few names; DeepSpeed hands on what stands in this file.
-    handed_on = {"GANBERT_CONFIG": recipe, "GANBERT_DATA": prepared, "GANBERT_OUTPUT": run}
-    if (compiled := os.environ.get("TORCH_EXTENSIONS_DIR")) is not None:
-        handed_on["TORCH_EXTENSIONS_DIR"] = Path(compiled)  # or the ranks compile Adam anew
-    variables.write_text("".join(f"{name}={value}\n" for name, value in handed_on.items()))
-    process = hosts.start(
-        0, BIN / "deepspeed", "--hostfile", hosts.hostfile(), "--num_nodes", NUM_HOSTS,
-        ROOT / "ganbert" / "train.py",
-        environment={**environment(), "DS_ENV_FILE": str(variables)},
-    )  # fmt: skip
+    run = tmp_path / "run"
+    process = over_pdsh(hosts, NUM_HOSTS, recipe, prepared, run)
     wait_for_step(run, 1, [process])
     served = [scrape(hosts, host) for host in range(NUM_HOSTS)]
     ((code, output),) = finish_all([process], DEADLINE_SECONDS)
@@ -157,6 +176,52 @@ def test_over_ssh_and_pdsh(hosts: Cluster, recipe: Path, prepared: Path, tmp_pat
     check_trained(run, prepared)
     assert "8 ranks on cpu, from the start" in output
     assert [hosts.processes(host) for host in range(NUM_HOSTS)] == [[]] * NUM_HOSTS
+
+
+@pytest.mark.usefixtures("processes_end")
+def test_node_that_is_lost_over_pdsh_ends_the_launcher_too(
+    hosts: Cluster, recipe: Path, prepared: Path, tmp_path: Path
+) -> None:
+    run, num, lost = tmp_path / "run", 4, 2
+    process = over_pdsh(hosts, num, recipe, prepared, run, "--max-steps", 100000)
+    wait_for_step(run, 2, [process])
+    pids = [pid for host in range(num) if host != lost for pid in hosts.processes(host)]
+    assert sum(map(is_rank, pids)) == num - 1
+    hosts.cut_off(lost)
+    cut = time.monotonic()
+    # The launcher with pdsh, an ssh for each node, the launchers of the nodes, the ranks.
+    while live(pids):
+        assert time.monotonic() - cut < NODE_TIMEOUT_SECONDS + 10, live(pids)
+        time.sleep(0.2)
+    ((code, output),) = finish_all([process], 30)
+    hosts.reconnect(lost)
+    assert code != 0
+    assert "Traceback" not in output
+    lines = [line for line in output.splitlines() if "ganbert: rank" in line]
+    assert len(lines) == num - 1, output
+    for line in lines:
+        assert f"error: rank {lost}: expected a process that trains" in line
+        assert f"no answer from its node {hosts.names[lost]}: it is down or cut off" in line
+
+
+@pytest.mark.usefixtures("processes_end")
+def test_sigterm_over_pdsh_saves_on_all_nodes(
+    hosts: Cluster, recipe: Path, prepared: Path, tmp_path: Path
+) -> None:
+    run, num = tmp_path / "run", 4
+    process = over_pdsh(hosts, num, recipe, prepared, run, "--max-steps", 100000)
+    wait_for_step(run, 2, [process])
+    (launcher,) = (pid for pid in hosts.processes(0) if is_launcher(pid))
+    os.kill(launcher, signal.SIGTERM)
+    ((code, output),) = finish_all([process], DEADLINE_SECONDS)
+    assert code == 1, output  # the launcher's own, whatever became of the ranks
+    deadline = time.monotonic() + 60
+    while left := [pid for host in range(num) for pid in hosts.processes(host)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+    (checkpoint,) = list_checkpoints(run)
+    assert read_state(checkpoint).step == steps_done(run)
+    assert find_damage(checkpoint) is None
 
 
 @pytest.mark.usefixtures("processes_end")

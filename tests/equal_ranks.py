@@ -1,6 +1,6 @@
 """One rank of a few optimiser steps on its share of four fixed images; started by the launcher.
 
-    deepspeed --num_gpus 2 tests/equal_ranks.py OUT ZERO_STAGE
+    deepspeed --num_gpus 2 tests/equal_ranks.py OUT ZERO_STAGE [--overlap]
 
 Rank 0 writes the weights of both networks to OUT.
 """
@@ -32,14 +32,16 @@ SGD = {
 }
 
 
-def main(out: Path, zero_stage: int) -> None:
+def main(out: Path, zero_stage: int, *, overlap: bool) -> None:
     """Train on this rank's share."""
     world = init_world()
     num = WHOLE // world.size
     recipe = recipe_with(
         gradient_accumulation_steps=1,
         train_micro_batch_size_per_gpu=num,
-        zero_optimization={"stage": zero_stage},
+        # Small buckets, or the only one would be sent when the backward pass is over.
+        zero_optimization={"stage": zero_stage}
+        | ({"overlap_comm": True, "reduce_bucket_size": 2000} if overlap else {}),
         **SGD,
     )
     engines = engines_with(recipe)
@@ -66,6 +68,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("zero_stage", type=int)
+    parser.add_argument("--overlap", action="store_true")
     parser.add_argument("--local_rank")
     options = parser.parse_args(sys.argv[1:])
-    main(options.out, options.zero_stage)
+    main(options.out, options.zero_stage, overlap=options.overlap)

@@ -280,7 +280,8 @@ def test_deepspeed_is_asked_for_the_device(
     monkeypatch.setattr(engines, "get_accelerator", lambda: machine)
     # Whatever torch would say of itself.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: answer == "cpu")
-    assert engines._device_of(1) == torch.device(device)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert engines.find_device() == torch.device(device)
 
 
 @pytest.mark.parametrize(("answer", "message"), [("cuda", "one GPU for each"), ("xpu", "or cpu")])
@@ -289,8 +290,9 @@ def test_devices_that_are_not_there_are_refused(
 ) -> None:
     machine = SimpleNamespace(device_name=lambda: answer, device_count=lambda: 1)
     monkeypatch.setattr(engines, "get_accelerator", lambda: machine)
+    monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(PlatformError, match=message):
-        engines._device_of(1)
+        engines.find_device()
 
 
 def schedule(max_steps: int, **parameters: Any) -> dict[str, Any]:

@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+from ganbert.config import AugmentationConfig
 from ganbert.data.loader import build_loader
 from ganbert.data.reference import reference_batch
 from tests.tiny_cache import MRI_GRID, PET_GRID, write_tiny_cache
+from tests.unit.test_pipeline import CHANGES, assert_changed_as_the_oracle_does
 
 RATIO = 0.013
 
@@ -38,3 +41,11 @@ def test_dali_on_the_gpu_equals_the_oracle_and_stays_on_the_gpu(tmp_path: Path) 
         # A GPU may fuse multiply and add: one rounding less.
         np.testing.assert_allclose(batch.mri.cpu().numpy(), mri, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(batch.pet_real.cpu().numpy(), pet, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", CHANGES, ids=["flip", "intensity", "all"])
+def test_dali_on_the_gpu_changes_images_as_the_oracle_does(
+    config: AugmentationConfig, tmp_path: Path
+) -> None:
+    tolerance = 2e-4 if config.rotation_deg else 1e-6
+    assert_changed_as_the_oracle_does(config, tmp_path, device_id=0, tolerance=tolerance)

@@ -69,27 +69,35 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize("config", CHANGES, ids=["flip", "intensity", "all"])
-def test_dali_changes_images_as_the_oracle_does(config: AugmentationConfig, tmp_path: Path) -> None:
-    index = write_tiny_cache(tmp_path, 7)
+def assert_changed_as_the_oracle_does(
+    config: AugmentationConfig, folder: Path, *, device_id: int | None, tolerance: float
+) -> None:
+    """Hold augmented batches to NumPy's; the tolerance is a share of each image's range."""
+    index = write_tiny_cache(folder, 7)
     rows = index.select("train")
     options = {"intensity_ratio": RATIO, "micro_batch": 2, "rank": 1, "world_size": 2, "seed": 3}
-    window = {"start_micro_step": 4, "num_micro_steps": 6, "device_id": None}
-    loader = build_loader(tmp_path, index, "train", augmentation=config, **options, **window)
+    window = {"start_micro_step": 4, "num_micro_steps": 6, "device_id": device_id}
+    loader = build_loader(folder, index, "train", augmentation=config, **options, **window)
     for step, batch in enumerate(loader, start=4):
         samples = share_of(step, rank=1, world_size=2, micro_batch=2)
         mri, pet = reference_batch(
-            tmp_path,
+            folder,
             [rows[position] for position in batch.rows],
             RATIO,
             mri_grid=MRI_GRID,
             pet_grid=PET_GRID,
             transforms=[draw_transform(config, 3, k) for k in samples],
         )
-        # Without interpolation bit by bit; with it DALI's positions are float32.
-        tolerance = 2e-4 if config.rotation_deg else 0.0
         for found, expected in ((batch.mri, mri), (batch.pet_real, pet)):
-            np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.ptp(expected))
+            allowed = tolerance * np.ptp(expected)
+            np.testing.assert_allclose(found.cpu(), expected, rtol=0, atol=allowed)
+
+
+@pytest.mark.parametrize("config", CHANGES, ids=["flip", "intensity", "all"])
+def test_dali_changes_images_as_the_oracle_does(config: AugmentationConfig, tmp_path: Path) -> None:
+    # Without interpolation bit by bit; with it DALI's positions are float32.
+    tolerance = 2e-4 if config.rotation_deg else 0.0
+    assert_changed_as_the_oracle_does(config, tmp_path, device_id=None, tolerance=tolerance)
 
 
 def test_without_dali_one_line_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

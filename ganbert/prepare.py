@@ -169,11 +169,13 @@ def _check_options(fractions: tuple[float, float, float], jobs: int | None) -> N
 def _check_place(dataset: Path, out: Path, layout: str) -> None:
     """Refuse a folder in which the next search of the dataset would find what this run makes."""
     root, place = dataset.resolve(), out.resolve()
-    inside = place.is_relative_to(root) and root / "derivatives" not in place.parents
-    if layout == "bids" and inside:
+    # A search of the archive's folders goes everywhere, a table lists its images one by one.
+    is_seen = {"bids": root / "derivatives" not in place.parents, "adni": True}
+    if place.is_relative_to(root) and is_seen.get(layout, False):
+        below = ", or below its derivatives/" if layout == "bids" else ""
         raise OutputError(
             out,
-            expected="a folder outside of the dataset, or below its derivatives/",
+            expected=f"a folder outside of the dataset{below}",
             found=f"one inside of {dataset}",
             remedy="choose another folder",
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID
-from ganbert.errors import DatasetError
+from ganbert.errors import DatasetError, OutputError
 from ganbert.prepare import prepare
 from tests.bids_tree import write_tree
 
@@ -18,3 +18,13 @@ def test_a_tracer_in_two_units_is_refused_before_any_work(tmp_path: Path) -> Non
     with pytest.raises(DatasetError, match=r"one unit for all .* found kBq/mL in sub-02"):
         prepare(dataset, tmp_path / "out", mri_grid=TINY_MRI_GRID, pet_grid=TINY_PET_GRID, jobs=1)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_cache_may_not_lie_where_the_next_search_of_an_archive_finds_it(
+    tmp_path: Path,
+) -> None:
+    grids = {"mri_grid": TINY_MRI_GRID, "pet_grid": TINY_PET_GRID}
+    for out in (tmp_path, tmp_path / "prepared", tmp_path / "derivatives" / "prepared"):
+        with pytest.raises(OutputError, match=r"expected a folder outside of the dataset, found"):
+            prepare(tmp_path, out, layout="adni", **grids)
+    assert list(tmp_path.iterdir()) == []

@@ -316,11 +316,14 @@ def _suggest_ratios(rows: Sequence[Row]) -> dict[str, float]:
     training = [row for row in rows if row.split == "train"]
     for tracer in sorted({row.tracer for row in training}):
         chosen = [row for row in training if row.tracer == tracer]
-        ratios[tracer] = suggest_intensity_ratio(
+        ratio = suggest_intensity_ratio(
             [row.pet.p999 for row in chosen],
             [row.mri.mean for row in chosen],
             [row.mri.std for row in chosen],
         )
+        # PETs whose brightest voxels are not above 0 have none, and whoever asks for it is told.
+        if ratio > 0:
+            ratios[tracer] = ratio
     return ratios
 
 

@@ -45,6 +45,7 @@ from ganbert.data.regions import merge_region_names
 from ganbert.data.split import (
     SPLIT_FRACTIONS,
     check_can_train,
+    describe_doubles,
     describe_gaps,
     describe_split,
     find_strata,
@@ -278,10 +279,11 @@ def _split(
     check_can_train(plan.dataset, sides.values())
     num_known = len(strata.keys() & known)
     _say(console, describe_split(sides, strata, num_known=num_known, column=plan.split_column))
-    gaps = describe_gaps(sides, strata)
-    if gaps is not None:
-        _say(console, gaps)
-    return [row.model_copy(update={"split": sides[row.subject]}) for row in rows]
+    placed = [row.model_copy(update={"split": sides[row.subject]}) for row in rows]
+    for warning in (describe_gaps(sides, strata), describe_doubles(placed)):
+        if warning is not None:
+            _say(console, warning)
+    return placed
 
 
 def _say(console: Console, line: str) -> None:

@@ -45,6 +45,7 @@ from ganbert.data.regions import merge_region_names
 from ganbert.data.split import (
     SPLIT_FRACTIONS,
     check_can_train,
+    describe_doubles,
     describe_gaps,
     describe_split,
     find_strata,
@@ -169,11 +170,13 @@ def _check_options(fractions: tuple[float, float, float], jobs: int | None) -> N
 def _check_place(dataset: Path, out: Path, layout: str) -> None:
     """Refuse a folder in which the next search of the dataset would find what this run makes."""
     root, place = dataset.resolve(), out.resolve()
-    inside = place.is_relative_to(root) and root / "derivatives" not in place.parents
-    if layout == "bids" and inside:
+    # A search of the archive's folders goes everywhere, a table lists its images one by one.
+    is_seen = {"bids": root / "derivatives" not in place.parents, "adni": True}
+    if place.is_relative_to(root) and is_seen.get(layout, False):
+        below = ", or below its derivatives/" if layout == "bids" else ""
         raise OutputError(
             out,
-            expected="a folder outside of the dataset, or below its derivatives/",
+            expected=f"a folder outside of the dataset{below}",
             found=f"one inside of {dataset}",
             remedy="choose another folder",
         )
@@ -276,10 +279,11 @@ def _split(
     check_can_train(plan.dataset, sides.values())
     num_known = len(strata.keys() & known)
     _say(console, describe_split(sides, strata, num_known=num_known, column=plan.split_column))
-    gaps = describe_gaps(sides, strata)
-    if gaps is not None:
-        _say(console, gaps)
-    return [row.model_copy(update={"split": sides[row.subject]}) for row in rows]
+    placed = [row.model_copy(update={"split": sides[row.subject]}) for row in rows]
+    for warning in (describe_gaps(sides, strata), describe_doubles(placed)):
+        if warning is not None:
+            _say(console, warning)
+    return placed
 
 
 def _say(console: Console, line: str) -> None:
@@ -314,11 +318,14 @@ def _suggest_ratios(rows: Sequence[Row]) -> dict[str, float]:
     training = [row for row in rows if row.split == "train"]
     for tracer in sorted({row.tracer for row in training}):
         chosen = [row for row in training if row.tracer == tracer]
-        ratios[tracer] = suggest_intensity_ratio(
+        ratio = suggest_intensity_ratio(
             [row.pet.p999 for row in chosen],
             [row.mri.mean for row in chosen],
             [row.mri.std for row in chosen],
         )
+        # PETs whose brightest voxels are not above 0 have none, and whoever asks for it is told.
+        if ratio > 0:
+            ratios[tracer] = ratio
     return ratios
 
 

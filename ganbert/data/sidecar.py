@@ -116,8 +116,9 @@ def find_frames(where: str, sidecar: Mapping[str, Any]) -> tuple[Times, Times]:
     # BIDS counts frames from TimeZero, which may be the start of the scan.
     injection = sidecar.get("InjectionStart")
     offset = 0.0
-    if isinstance(injection, int | float):
-        (offset,) = _numbers(where, "InjectionStart", injection)
+    # A time in quotation marks is refused, not passed over: every frame would start elsewhere.
+    if injection not in (None, "", "n/a"):
+        (offset,) = _numbers(where, "InjectionStart", [injection])
     return tuple(time - offset for time in start), duration
 
 

@@ -17,7 +17,7 @@ A diagnosis is used here, and written nowhere.
 import hashlib
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 
-from ganbert.data.index import Split
+from ganbert.data.index import Row, Split
 from ganbert.data.volume import Pair
 from ganbert.errors import DatasetError
 
@@ -30,6 +30,7 @@ _WORDS: dict[str, Split] = {
     **dict.fromkeys(("validation", "valid", "dev"), "val"),
 }
 _UNKNOWN = ("", "n/a", "na", "nan")
+_MAX_NAMED = 3
 
 
 def known_value(text: str | None) -> str | None:
@@ -272,3 +273,27 @@ def describe_gaps(sides: Mapping[str, Split], strata: Mapping[str, Stratum]) -> 
     if not gaps:
         return None
     return f"warning: {'; '.join(gaps)}: add subjects, or give the split (--split-column)"
+
+
+def describe_doubles(rows: Iterable[Row]) -> str | None:
+    """Say in one line which subjects share an image; None if nobody does.
+
+    A person who is listed twice is on two sides of the split half of the time, and no label says
+    so: what is held out from training was then trained on. The cached images are compared, by their
+    checksums.
+    """
+    owners: dict[str, dict[str, Split]] = {}
+    for row in rows:
+        for image in (row.mri, row.pet):
+            owners.setdefault(image.sha256, {})[row.subject] = row.split
+    shared = {tuple(sorted(sides.items())) for sides in owners.values() if len(sides) > 1}
+    if not shared:
+        return None
+    # Those that spoil a test first.
+    ordered = sorted(shared, key=lambda group: (len({side for _, side in group}) == 1, group))
+    first = ", ".join(f"sub-{subject} ({side})" for subject, side in ordered[0][:_MAX_NAMED])
+    more = f", and {len(ordered) - 1} more such groups" if len(ordered) > 1 else ""
+    return (
+        f"warning: one image is that of several subjects: {first}{more}; if they are one person, "
+        "give all images one label, or figures of the test are too good"
+    )

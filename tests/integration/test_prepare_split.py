@@ -299,3 +299,15 @@ def test_a_tracer_with_nobody_to_be_tested_on_is_said(tmp_path: Path) -> None:
     others = " and none in ".join(name for name in ("train", "val", "test") if name != side)
     (line,) = [line for line in said.splitlines() if line.startswith("warning: ")]
     assert line.startswith(f"warning: AV45 has no subject in {others}: ")
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_one_image_under_two_labels_is_said(cached: bool, tmp_path: Path) -> None:
+    bids = write_tree(tmp_path / "bids", 4)
+    _, said = run(bids, tmp_path / "clean", cached=cached)
+    assert "several subjects" not in said
+    first, _, third, _ = sorted(bids.glob("sub-*/anat/*_T1w.nii.gz"))
+    shutil.copyfile(first, third)
+    index, said = run(bids, tmp_path / "out", cached=cached)
+    sides = sides_of(index)
+    assert f"several subjects: sub-01 ({sides['01']}), sub-03 ({sides['03']});" in said

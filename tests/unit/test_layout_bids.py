@@ -273,6 +273,9 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], str]] = {
     "an infinite injection": (
         lambda root: write_pet(root, "01", InjectionStart=float("inf")), "in 'InjectionStart'"
     ),
+    "an injection in quotation marks": (
+        lambda root: write_pet(root, "01", InjectionStart="-3000"), "in 'InjectionStart'"
+    ),
     "another name than the file's": (
         lambda root: write_pet(root, "01", suffix="T1w"), "found another value in suffix"
     ),

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID
-from ganbert.errors import DatasetError
+from ganbert.errors import DatasetError, OutputError
+from ganbert.inspection import inspect_prepared
 from ganbert.prepare import prepare
-from tests.bids_tree import write_tree
+from tests.bids_tree import head, write_image, write_tree
 
 
 def test_a_tracer_in_two_units_is_refused_before_any_work(tmp_path: Path) -> None:
@@ -18,3 +20,24 @@ def test_a_tracer_in_two_units_is_refused_before_any_work(tmp_path: Path) -> Non
     with pytest.raises(DatasetError, match=r"one unit for all .* found kBq/mL in sub-02"):
         prepare(dataset, tmp_path / "out", mri_grid=TINY_MRI_GRID, pet_grid=TINY_PET_GRID, jobs=1)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_cache_may_not_lie_where_the_next_search_of_an_archive_finds_it(
+    tmp_path: Path,
+) -> None:
+    grids = {"mri_grid": TINY_MRI_GRID, "pet_grid": TINY_PET_GRID}
+    for out in (tmp_path, tmp_path / "prepared", tmp_path / "derivatives" / "prepared"):
+        with pytest.raises(OutputError, match=r"expected a folder outside of the dataset, found"):
+            prepare(tmp_path, out, layout="adni", **grids)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_ratio_is_suggested_that_nothing_can_be_divided_by(tmp_path: Path) -> None:
+    dataset = write_tree(tmp_path / "bids", 3)
+    for seed, pet in enumerate(sorted(dataset.glob("sub-*/pet/*_pet.nii.gz"))):
+        write_image(pet, np.stack([-head(seed)] * 2, axis=-1))
+    grids = {"mri_grid": TINY_MRI_GRID, "pet_grid": TINY_PET_GRID}
+    index = prepare(dataset, tmp_path / "out", jobs=1, **grids).index
+    assert max(row.pet.p999 for row in index.rows) <= 0
+    assert index.intensity_ratio == {}
+    inspect_prepared(tmp_path / "out", tokens=True)

@@ -322,7 +322,8 @@ Made from the code by `python -m ganbert.exporter > docs/metrics.md`; a test hol
 The first rank of each node serves these on `metrics_port` of run.yaml, and `process_*` and
 `python_info` beside them. A restart shows in `process_start_time_seconds` and
 `ganbert_first_step`; the counters begin at 0 again, as Prometheus expects. Those of `ganbert serve`
-stand in [service.md](service.md), the alerts in [operations.md](operations.md).
+stand in [service.md](service.md), the alerts, and what the exporter costs a step, in
+[operations.md](operations.md).
 
 | series | type | meaning |
 |---|---|---|

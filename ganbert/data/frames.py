@@ -21,6 +21,8 @@ from ganbert.errors import DatasetError
 Groups = tuple[tuple[int, ...], tuple[int, ...]]
 
 AS_IS = "as-is"
+# Scanners and converters round starts and durations, each for itself.
+_ROUNDING_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,21 @@ def _check_times(where: str, start_s: Sequence[float], duration_s: Sequence[floa
         found = ", ".join(f"{duration:g}" for duration in duration_s) or "none"
         expected = "frames that last more than 0 s"
         raise DatasetError(where, expected=expected, found=found, remedy=remedy)
-    for earlier, later in itertools.pairwise(start_s):
+    frames = zip(start_s, duration_s, strict=True)
+    for (earlier, duration), (later, _) in itertools.pairwise(frames):
         if later <= earlier:
             raise DatasetError(
                 where,
                 expected="frames that start one after another",
                 found=f"one at {later:g} s after one at {earlier:g} s",
+                remedy=remedy,
+            )
+        # Durations are the weights of averages, and the exponents of decay.
+        if earlier + duration > later + _ROUNDING_S:
+            raise DatasetError(
+                where,
+                expected=f"a frame at {earlier:g} s that ends before the next one at {later:g} s",
+                found=f"one that lasts {duration:g} s",
                 remedy=remedy,
             )
 

@@ -39,6 +39,18 @@ def test_mri_and_pet_move_as_one(
     assert np.linalg.det(of_mri[:3, :3]) == pytest.approx(-1.0 if flip else 1.0)
 
 
+@given(st.booleans(), angles, shifts)
+def test_a_motion_is_rigid_in_mm_whatever_the_voxels(
+    flip: bool, angles: tuple[float, ...], shifts: tuple[float, ...]
+) -> None:
+    grid = Grid(shape=(12, 10, 9), spacing_mm=(1.0, 2.0, 5.0))
+    transform = Transform(flip, angles, shifts, 1.0, 0.0)  # type: ignore[arg-type]
+    motion = in_mm(to_source(transform, grid), grid_affine((0.0, 0.0, 0.0), grid))
+    np.testing.assert_allclose(motion[:3, :3] @ motion[:3, :3].T, np.eye(3), atol=1e-9)
+    # (x, y, z) of the centre, which is at 0, are W, D, H.
+    np.testing.assert_allclose(motion[:3, 3], np.array(shifts)[[2, 0, 1]], atol=1e-9)
+
+
 def test_a_quarter_turn_by_hand() -> None:
     grid = Grid(shape=(3, 5, 5), spacing_mm=(1.0, 2.0, 2.0))
     turn = Transform(False, (90.0, 0.0, 0.0), (0.0, 0.0, 0.0), 1.0, 0.0)

@@ -25,7 +25,7 @@ from ganbert.data.conform import (
     restore_pet,
     suggest_intensity_ratio,
 )
-from ganbert.data.nifti import read_volume
+from ganbert.data.nifti import read_volume, resample
 from ganbert.data.volume import Volume
 from ganbert.errors import ImageError
 
@@ -202,3 +202,21 @@ def test_the_suggested_ratio_puts_bright_voxels_at_nine() -> None:
     assert 2.0 * scale + offset == pytest.approx(9.0)
     # A single outlier does not move a cohort's ratio.
     assert suggest_intensity_ratio([2.0, 2.0, 50.0], [30.0] * 3, [60.0] * 3) == pytest.approx(ratio)
+
+
+def test_oblique_thick_slices_are_not_smoothed_across() -> None:
+    # Source voxels of 1 x 1 x 4 mm, turned by 40 degrees about H, onto 4 mm: only the two fine axes
+    # need a wider voxel, and along these the image does not change.
+    cosine, sine = np.cos(np.radians(40)), np.sin(np.radians(40))
+    affine = np.eye(4)
+    affine[:3, 0] = [sine, cosine, 0.0]
+    affine[:3, 1] = [0.0, 0.0, 1.0]
+    affine[:3, 2] = [4 * cosine, -4 * sine, 0.0]
+    wave = np.sin(np.arange(32) * np.pi / 2).astype(np.float32)
+    volume = Volume(np.broadcast_to(wave, (1, 96, 96, 32)).copy(), affine, "SUVR")
+    grid = Grid(shape=(8, 8, 8), spacing_mm=(4.0, 4.0, 4.0))
+    centre = (affine @ [47.5, 47.5, 15.5, 1.0])[:3]
+    pet = conform_pet(volume, grid_affine(centre, grid), grid)
+    plain = resample(volume, pet.affine, grid.shape)
+    assert np.abs(plain.array).max() > 0.9
+    np.testing.assert_allclose(pet.array, plain.array, atol=1e-5)

@@ -37,6 +37,11 @@ def test_a_pause_between_frames_does_not_count() -> None:
     assert (choice.start_s, choice.duration_s) == ((0, 200), (20, 20))
 
 
+def test_rounded_times_are_no_overlap() -> None:
+    choice = choose_frames("pet", "as-is", (0, 299.5), (300, 300))
+    assert choice.duration_s == (300, 300)
+
+
 @pytest.mark.parametrize("rule", FRAME_RULES)
 def test_two_frames_stay_whatever_the_rule(rule: str) -> None:
     choice = choose_frames("pet", rule, (1800, 2400), (600, 300))
@@ -68,6 +73,7 @@ def test_several_frames_need_a_rule(rule: str) -> None:
         ((0, 0), (1, 1), "one at 0 s after one at 0 s"),
         ((5, 1), (1, 1), "one at 1 s after one at 5 s"),
         ((0, 1), (1, 0), "found 1, 0"),
+        ((0, 300), (302, 300), "ends before the next one at 300 s, found one that lasts 302 s"),
         ((), (), "found none"),
     ],
 )

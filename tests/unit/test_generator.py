@@ -126,6 +126,19 @@ def test_picture_of_positions_comes_out_as_positions(
     torch.testing.assert_close(pet[:, :, inside], expected[:, :, inside], atol=1e-3, rtol=0)
 
 
+def test_each_step_of_the_encoder_keeps_the_centre_of_the_grid() -> None:
+    generator = tiny(channels=(1, 1, 1))
+    for layer, factor in ((generator.stem[0], 2), (generator.down[0], 2), (generator.down[1], 2)):
+        with torch.no_grad():
+            nn.init.constant_(layer.weight, 1 / layer.weight[0, 0].numel())
+            nn.init.zeros_(layer.bias)
+            fine = position_mm(cube(16, 1.0), 2).expand(1, 1, 16, 16, 16)
+            coarse = layer(fine)[0, 0, 3, 3]
+        expected = position_mm(cube(16 // factor, float(factor)), 2)
+        # The outermost see the zeros beyond the edge.
+        torch.testing.assert_close(coarse[1:-1], expected[1:-1])
+
+
 def test_marked_voxel_lands_at_its_place_in_pet() -> None:
     mri_grid, pet_grid = cube(24, 4.0), Grid(shape=(11, 9, 10), spacing_mm=(8.0, 8.0, 8.0))
     place = (17, 9, 6)  # another side of the centre, and another distance, along each axis

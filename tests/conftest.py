@@ -12,6 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no failure: 200 ms for an example, hypothesis's own limit, is soon gone on one.
+settings.register_profile("ganbert", deadline=None)
+settings.load_profile("ganbert")
 
 # Before torch, transformers or matplotlib are imported by any test or child process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

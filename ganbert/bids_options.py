@@ -5,12 +5,15 @@ value an option, so what follows is rewritten to `--participant-label 01 --parti
 where no place of a positional argument is open that it could be meant for.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
+
+from ganbert.cores import passive_waiting
 
 BidsDir = Annotated[Path, typer.Argument(help="BIDS dataset; a T1w per subject is enough.")]
 OutDir = Annotated[Path, typer.Argument(help="Folder for the BIDS derivatives.")]
@@ -92,6 +95,11 @@ class BidsCommand(TyperCommand):
         }
         positions = sum(parameter.param_type_name == "argument" for parameter in self.params)
         return super().parse_args(ctx, expand_lists(args, flags | {"--help"}, positions))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Settle how threads wait, which torch reads when it is imported, then run as usual."""
+        os.environ.update(passive_waiting())
+        return super().invoke(ctx)
 
 
 def expand_lists(args: Sequence[str], flags: set[str], num_positions: int) -> list[str]:

@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ganbert.cores import passive_waiting
 from ganbert.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class WorkerProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=_LONGEST_LINE,
+            env=os.environ | passive_waiting(),
         )
         reply = await self._receive()
         if "refused" in reply:

@@ -87,3 +87,8 @@ def test_a_number_of_passes_that_there_is_not_is_one_line(
     assert refused.status == 422
     assert refused.json["detail"].startswith("uncertainty: ")
     assert service.files() == before
+
+
+def test_the_workers_threads_sleep_while_they_wait(service: RunningService) -> None:
+    (worker,) = service.workers
+    assert worker.environ()["OMP_WAIT_POLICY"] == "PASSIVE"

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from ganbert.cores import share_of_cores
+from ganbert.cores import passive_waiting, share_of_cores
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,12 @@ def test_each_rank_has_its_share_and_at_least_one(
     if num_ranks is not None:
         monkeypatch.setenv("LOCAL_SIZE", num_ranks)
     assert share_of_cores() == share
+
+
+def test_threads_sleep_while_they_wait_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert passive_waiting() == {"OMP_WAIT_POLICY": "PASSIVE"}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert passive_waiting() == {"OMP_WAIT_POLICY": "ACTIVE"}

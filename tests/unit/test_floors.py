@@ -16,12 +16,11 @@ PACKAGE = Path(__file__).parents[2] / "ganbert"
 # From the ground up: each floor sees those before it, and nothing of its own.
 FLOORS = (
     {"errors"},
-    {"strict"},
+    {"cores", "strict"},
     {
         "atomic",
         "bids_options",
         "config",
-        "cores",
         "gpu_arch",
         "infiniband",
         "run_folder",

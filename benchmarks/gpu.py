@@ -21,6 +21,7 @@ import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
 from importlib import metadata
@@ -125,10 +126,20 @@ def _end(child: subprocess.Popen[str]) -> None:
     child.wait()
 
 
-def in_own_process(part: str, options: argparse.Namespace, limit: float) -> dict[str, Any]:
-    """Run a part in a process of its own; return its figures, or why there are none."""
+def in_own_process(
+    part: str, options: argparse.Namespace, limit: float, compiled: str
+) -> dict[str, Any]:
+    """Run a part in a process of its own; return its figures, or why there are none.
+
+    Parameters
+    ----------
+    compiled : folder for what is compiled meanwhile; one that is ended in the midst of it leaves a
+        lock behind, for which every later run would wait
+    """
     command = [sys.executable, __file__, *options.given, "--part", part]
-    environment = os.environ | ({"DS_ACCELERATOR": "cpu"} if options.device == "cpu" else {})
+    environment = os.environ | {"TORCH_EXTENSIONS_DIR": compiled}
+    if options.device == "cpu":
+        environment["DS_ACCELERATOR"] = "cpu"
     started = time.perf_counter()
     # In a session of its own: Ctrl-C reaches us alone, and we end it.
     child = subprocess.Popen(
@@ -166,6 +177,7 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     result = {"about": about(options), "parts": found}
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "gpu.json"
+    compiled = tempfile.TemporaryDirectory(prefix="ganbert-gpu-", ignore_cleanup_errors=True)
     for part in wanted:
         left = ends - time.monotonic()
         if (why := impossible(part, options)) is not None:
@@ -173,12 +185,15 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         elif left < _LEAST_SECONDS:
             found[part] = {"failed": f"left out: the {options.minutes:g} minutes are over"}
         else:
-            found[part] = in_own_process(part, options, min(left, options.part_seconds))
+            found[part] = in_own_process(
+                part, options, min(left, options.part_seconds), compiled.name
+            )
         remark = found[part].get("failed", "done")
         console.print(f"{part}: {remark}", highlight=False, soft_wrap=True, markup=False)
         whole = file.with_suffix(".partial")
         whole.write_text(json.dumps(result, indent=1) + "\n")
         whole.replace(file)
+    compiled.cleanup()
     return result
 
 

@@ -4,12 +4,11 @@ The tests of tests/distributed run them on the CPU, so that those of tests/gpu, 
 there is no GPU, cannot hide a mistake of their own.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ganbert.recipe import Recipe
 from ganbert.steps import discriminator_step, generator_step
@@ -119,52 +118,3 @@ def assert_alike(found: Outcome, reference: Outcome, *, losses: float, ways: flo
     for name, apart in differences(found, reference).items():
         allowed = ways if name in NETWORKS else losses
         assert apart <= allowed, f"{name}: {apart:.2e} apart, {allowed:.0e} allowed"
-
-
-def assert_same_adam(
-    make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], tolerance: float = 1e-6
-) -> None:
-    """Hold an optimiser to PyTorch's plainest Adam (L2, not decoupled decay) for five steps."""
-    numbers = torch.Generator().manual_seed(0)
-    first = [torch.randn(n, generator=numbers).to(DEVICE) for n in (3, 1000)]
-    ours, theirs = ([nn.Parameter(weight.clone()) for weight in first] for _ in range(2))
-    plain = torch.optim.Adam(
-        theirs, lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1, foreach=False, fused=False
-    )
-    other = make(ours)
-    for _ in range(5):
-        for one, two in zip(ours, theirs, strict=True):
-            two.grad = torch.randn(two.shape, generator=numbers).to(DEVICE)
-            one.grad = two.grad.clone()
-        plain.step()
-        other.step()
-    for one, two, start in zip(ours, theirs, first, strict=True):
-        assert not torch.equal(two, start)
-        torch.testing.assert_close(one, two, rtol=tolerance, atol=tolerance)
-
-
-ADAM_SETTINGS: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.99), "weight_decay": 0.1}
-
-
-def assert_same_layer_norm(
-    make: Callable[[int], nn.Module], dtype: torch.dtype, tolerance: float
-) -> None:
-    """Hold a layer norm of BERT's width to PyTorch's, both ways."""
-    numbers = torch.Generator().manual_seed(0)
-    width = 768
-    plain, other = nn.LayerNorm(width, eps=1e-12), make(width)
-    with torch.no_grad():
-        for own, name in ((plain.weight, "weight"), (plain.bias, "bias")):
-            own.copy_(torch.randn(width, generator=numbers))
-            other.get_parameter(name).copy_(own)
-    tokens = torch.randn(2, 1027, width, generator=numbers)
-    pulls = torch.randn(2, 1027, width, generator=numbers).to(DEVICE, dtype)
-    found = []
-    for layer in (other.to(DEVICE, dtype), plain.to(DEVICE, dtype)):
-        values = tokens.to(DEVICE, dtype).requires_grad_()
-        output = layer(values)
-        output.backward(pulls)
-        found.append([output, values.grad, layer.weight.grad, layer.bias.grad])
-    for ours, theirs in zip(*found, strict=True):
-        scale = float(theirs.detach().abs().max())
-        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * scale)

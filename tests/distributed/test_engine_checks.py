@@ -4,17 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from tests.engine_checks import (
-    ADAM_SETTINGS,
     CHECKPOINTED,
     IN_HALVES,
     TOLERANCES,
     ZERO_1,
     assert_alike,
-    assert_same_adam,
-    assert_same_layer_norm,
     checked_recipe,
     sgd,
     three_steps,
@@ -45,28 +41,3 @@ def test_another_training_is_seen() -> None:
     faster, reference = (three_steps(checked_recipe(**s)) for s in (sgd(0.02), sgd(0.01)))
     with pytest.raises(AssertionError, match="allowed"):
         assert_alike(faster, reference, **TOLERANCES["bf16"])
-
-
-def test_an_adam_is_held_to_pytorchs() -> None:
-    assert_same_adam(lambda weights: torch.optim.Adam(weights, foreach=True, **ADAM_SETTINGS))
-    with pytest.raises(AssertionError, match="not close"):
-        assert_same_adam(lambda weights: torch.optim.AdamW(weights, **ADAM_SETTINGS))
-
-
-def test_a_layer_norm_is_held_to_pytorchs() -> None:
-    def rms(width: int) -> nn.Module:
-        return _WithBias(width)
-
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
-        assert_same_layer_norm(lambda n: nn.LayerNorm(n, eps=1e-12), dtype, tolerance)
-        with pytest.raises(AssertionError, match="not close"):
-            assert_same_layer_norm(rms, dtype, tolerance)
-
-
-class _WithBias(nn.RMSNorm):
-    def __init__(self, width: int) -> None:
-        super().__init__(width)
-        self.bias = nn.Parameter(torch.zeros(width))
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        return super().forward(values) + 2 * self.bias

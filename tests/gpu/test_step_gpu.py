@@ -1,7 +1,5 @@
 """A step on a GPU is the step: in 16-bit, checkpointed, in parts, sharded; and it fits 16 GB."""
 
-import importlib
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,11 @@ from ganbert.steps import discriminator_step, generator_step
 from tests.bare_engines import bare_engines, random_micro
 from tests.distributed.conftest import world_of_one
 from tests.engine_checks import (
-    ADAM_SETTINGS,
     CHECKPOINTED,
     IN_HALVES,
     TOLERANCES,
     ZERO_1,
     assert_alike,
-    assert_same_adam,
-    assert_same_layer_norm,
     checked_recipe,
     three_steps,
 )
@@ -39,9 +34,6 @@ PRECISIONS: dict[str, dict[str, Any]] = {
 }
 # What a V100 of 16 GB holds beside what CUDA itself takes.
 V100_BYTES = 15 * 2**30
-needs_apex = pytest.mark.skipif(
-    importlib.util.find_spec("apex") is None, reason="NVIDIA apex is not built here"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -68,33 +60,6 @@ def test_what_must_not_change_a_step_does_not(settings: dict[str, Any], precisio
     )  # Added up in another order, and in 16-bit rounded at other places.
     allowed = {"losses": 1e-2, "ways": 1e-2} if precision == "fp32" else TOLERANCES[precision]
     assert_alike(found, reference, **allowed)
-
-
-@pytest.mark.timeout(900)  # DeepSpeed compiles it on first use
-def test_deepspeed_fused_adam_equals_pytorchs() -> None:
-    from deepspeed.ops.adam import FusedAdam
-
-    try:
-        assert_same_adam(lambda weights: FusedAdam(weights, adam_w_mode=False, **ADAM_SETTINGS))
-    except (RuntimeError, OSError) as error:
-        pytest.skip(f"DeepSpeed cannot compile it here: {str(error).splitlines()[-1]}")
-
-
-@needs_apex
-def test_apex_fused_adam_equals_pytorchs() -> None:
-    fused = importlib.import_module("apex.optimizers").FusedAdam
-    assert_same_adam(lambda weights: fused(weights, adam_w_mode=False, **ADAM_SETTINGS))
-
-
-@needs_apex
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"),
-    [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)],
-    ids=["fp32", "fp16", "bf16"],
-)
-def test_apex_fused_layer_norm_equals_pytorchs(dtype: torch.dtype, tolerance: float) -> None:
-    fused = importlib.import_module("apex.normalization").FusedLayerNorm
-    assert_same_layer_norm(lambda width: fused(width, eps=1e-12), dtype, tolerance)
 
 
 def test_nothing_in_a_step_waits_for_the_gpu(

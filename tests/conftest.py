@@ -10,9 +10,11 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 # A busy machine is no failure: 200 ms for an example, hypothesis's own limit, is soon gone on one.
 settings.register_profile("ganbert", deadline=None)
@@ -38,10 +40,12 @@ FOLDERS = (
     "images",
     "monitoring",
 )
-# Slow tests that start many processes: of each of these groups one test at a time, so that never
-# more than two of them share the machine.
-RANKS = ("distributed", "cluster", "chaos", "monitoring", "gpu")
-SERVICES = ("browser", "images", "kubernetes", "serve")
+# What their tests start (images, a service, a cohort) is shared: each folder runs in one process.
+# Of the others each file does.
+SHARED = (
+    *("browser", "chaos", "cluster", "distributed", "gpu", "images", "kubernetes", "monitoring"),
+    "serve",
+)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -90,17 +94,25 @@ REQUIREMENTS = {
 }
 
 
-def _group(item: pytest.Item, folder: str) -> str:
-    """Name what runs in one process; the tests of a file share what its fixtures made."""
-    if item.get_closest_marker("slow") is not None:
-        for name, folders in (("ranks", RANKS), ("services", SERVICES)):
-            if folder in folders:
-                return name
-    return str(item.path)
+class _ByFolder(LoadScopeScheduling):
+    """Hands a worker a whole folder of SHARED, or a file of another one.
+
+    Not by `xdist_group`, which pytest-xdist 3.8 writes into an attribute that pytest 9.2 does not
+    read: each test went its own way, and each worker made all images.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        folder = Path(file).parts[1]
+        return folder if folder in SHARED else file
 
 
-# Before pytest-xdist reads the groups.
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFolder:
+    """Share the tests out by what they share."""
+    return _ByFolder(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Set each test's marker from its folder, and skip what this machine cannot run."""
     missing: dict[str, str | None] = {}
@@ -109,7 +121,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if folder not in FOLDERS:
             raise pytest.UsageError(f"{item.path}: tests stand in one of {', '.join(FOLDERS)}")
         item.add_marker("unit" if folder == "numerics" else folder)
-        item.add_marker(pytest.mark.xdist_group(_group(item, folder)))
         if folder in REQUIREMENTS:
             if folder not in missing:
                 missing[folder] = REQUIREMENTS[folder]()

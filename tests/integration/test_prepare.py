@@ -269,10 +269,11 @@ def test_every_registered_layout_is_reached_by_its_name(
             raise DatasetError(root, expected="a pair", found="none", remedy="add one")
 
     monkeypatch.setitem(LAYOUTS, layout, Spy())
-    options = ["prepare", str(tmp_path), str(tmp_path / "derivatives" / "out"), "--layout", layout]
+    (root := tmp_path / "dataset").mkdir()
+    options = ["prepare", str(root), str(tmp_path / "out"), "--layout", layout]
     result = CliRunner().invoke(app, options)
     assert isinstance(result.exception, DatasetError)
-    assert asked == [tmp_path]
+    assert asked == [root]
 
 
 def test_another_layout_in_the_same_folder_is_named(

@@ -20,6 +20,7 @@ from ganbert.models.vocabulary import (
     CLS_ID,
     MASK_ID,
     MAX_INTENSITY_ID,
+    NUM_IDS,
     PAD_ID,
     SEP_ID,
     VOCABULARY_SIZE,
@@ -38,7 +39,7 @@ class BertOutput(NamedTuple):
     Attributes
     ----------
     nsp_logits : Tensor (N, 2), float32; class 0 is a real PET, class 1 a generated one
-    mlm_logits : Tensor (N, M, V), float32; at the M masked positions only
+    mlm_logits : Tensor (N, M, V), float32; at the M masked positions only, V ids
     """
 
     nsp_logits: Tensor
@@ -170,7 +171,8 @@ class IntensityBert(nn.Module):
         pooled = self.bert.bert.pooler(hidden)
         index = masked_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
         # The vocabulary head only where its output is used: 154 of 1027 positions.
-        mlm_logits = self.bert.cls.predictions(hidden.gather(1, index))
+        # Without the rows that are no id: in the softmax they would change the loss.
+        mlm_logits = self.bert.cls.predictions(hidden.gather(1, index))[..., :NUM_IDS]
         return BertOutput(self.bert.cls.seq_relationship(pooled).float(), mlm_logits.float())
 
     def _encode(self, embeddings: Tensor) -> Tensor:

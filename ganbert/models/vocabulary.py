@@ -22,8 +22,9 @@ CLS_ID = MAX_INTENSITY_ID + 1
 SEP_ID = MAX_INTENSITY_ID + 2
 MASK_ID = MAX_INTENSITY_ID + 3
 PAD_ID = MAX_INTENSITY_ID + 4
-# Tensor cores want a multiple of 128; the rows beyond PAD_ID are never looked up.
-VOCABULARY_SIZE = -(-(PAD_ID + 1) // 128) * 128
+NUM_IDS = PAD_ID + 1
+# Tensor cores want a multiple of 128; the rows beyond the ids are never looked up or predicted.
+VOCABULARY_SIZE = -(-NUM_IDS // 128) * 128
 
 
 def integers_to_ids(integers: Tensor) -> Tensor:

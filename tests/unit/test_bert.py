@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ganbert.config import DiscriminatorConfig
+from ganbert.losses import mlm
 from ganbert.models.bert import (
     SEQUENCE_LENGTH,
     BertOutput,
@@ -21,9 +22,9 @@ from ganbert.models.vocabulary import (
     CLS_ID,
     MASK_ID,
     MAX_INTENSITY_ID,
+    NUM_IDS,
     PAD_ID,
     SEP_ID,
-    VOCABULARY_SIZE,
     values_to_ids,
 )
 
@@ -107,7 +108,7 @@ def test_mri_and_sep_are_sentence_0_and_pet_is_sentence_1(bert: IntensityBert) -
 def test_shapes_and_precision(bert: IntensityBert, values: tuple[Tensor, Tensor]) -> None:
     output = bert(*values, sample(2))
     assert output.nsp_logits.shape == (2, 2)
-    assert output.mlm_logits.shape == (2, 154, VOCABULARY_SIZE)
+    assert output.mlm_logits.shape == (2, 154, NUM_IDS)
     assert output.nsp_logits.dtype == output.mlm_logits.dtype == torch.float32
 
 
@@ -164,6 +165,20 @@ def test_mlm_logits_stand_in_the_order_of_the_positions(
     with torch.no_grad():
         forward, backward = bert(*values, masked), bert(*values, masked.flip(1))
     torch.testing.assert_close(forward.mlm_logits, backward.mlm_logits.flip(1))
+
+
+def test_rows_that_are_no_id_have_no_part_in_the_loss(values: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    network = IntensityBert(tiny_config()).eval()
+    labels = torch.randint(NUM_IDS, (2, 154))
+    losses = []
+    for extra in (0.0, 100.0):
+        network._table().data[NUM_IDS:] = extra
+        network.bert.cls.predictions.bias.data[NUM_IDS:] = extra
+        losses.append(mlm(network(*values, sample(2)).mlm_logits, labels))
+    assert torch.equal(*losses)
+    losses[1].backward()
+    assert not network._table().grad[NUM_IDS:].any()
 
 
 def test_embeddings_are_the_rows_exactly() -> None:

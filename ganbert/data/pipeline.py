@@ -1,12 +1,13 @@
 """The DALI graphs: raw images in, normalised float32 tensors out, on the CPU or a GPU.
 
-    reader -> bytes -> [GPU] -> [reinterpret -> flip or warp] -> * a -> + b
+    path -> bytes -> [GPU] -> [reinterpret -> flip or warp] -> * a + b
 
 `write_cache` lays a file out so that the bytes behind its header are the array, so DALI needs no
 NIfTI reader, and no Python code sees a voxel. `a` and `b` (float32, per sample) come from the
 statistics of the index. The multiply-add reads the stored type, so each voxel is touched once; on a
 GPU the MRI crosses the bus as bytes, a quarter of its float32 size. On the CPU dropping the header
-would cost a copy of the image: it is scaled with it, and the loader looks behind it.
+would cost a copy of the image: it is scaled with it, and the loader looks behind it. Which
+operators of DALI read and scale fastest was measured: `docs/decisions/0012-loading.md`.
 
 DALI neither shards nor shuffles here, and draws no random number: each rank hands it its own list
 of samples, in order, with what is to be done to each. `reference.py` holds the same graph in NumPy.
@@ -15,6 +16,7 @@ DALI is imported when a graph is built.
 
 import contextlib
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,9 +32,8 @@ from ganbert.errors import PlatformError
 
 Shape = tuple[int, int, int, int]
 Motion = Literal["none", "flip", "warp"]
-# Batches computed ahead of the one that is asked for, and read ahead of those.
+# Batches read and computed ahead of the one that is asked for.
 NUM_AHEAD = 2
-_READER_AHEAD = 2
 # More do not help a rank: reading and scaling are bound by memory.
 _MAX_THREADS = 8
 
@@ -118,7 +119,7 @@ def build_pipeline(
         prefetch_queue_depth=prefetch,
         **_processes(num_threads if reader else 0),
     ) as pipeline:
-        raw = _read_files(dali, mri, pet) if reader is None else _call(dali, reader)
+        raw = _call(dali, reader) if reader else _read_files(dali, mri, pet, micro_batch)
         on_gpu = device_id is not None
         images = [
             _change(dali, source, stream, micro_batch, on_gpu=on_gpu, has_header=reader is None)
@@ -167,17 +168,18 @@ def _processes(num_readers: int) -> dict[str, Any]:
     return {"py_num_workers": num_readers, "py_start_method": "spawn"} if num_readers else {}
 
 
-def _read_files(dali: Any, mri: ImageStream, pet: ImageStream) -> tuple[Any, ...]:
+def _read_files(dali: Any, mri: ImageStream, pet: ImageStream, micro_batch: int) -> tuple[Any, ...]:
     """Return the bytes of both files, then both labels."""
-    (mri_bytes, mri_label), (pet_bytes, pet_label) = (
-        dali.fn.readers.file(
-            files=stream.files,
-            labels=stream.labels,
-            # A mapped file that another process truncates kills this one; read() fails.
-            dont_use_mmap=True,
-            prefetch_queue_depth=_READER_AHEAD,
+    (mri_path, mri_label), (pet_path, pet_label) = (
+        dali.fn.external_source(
+            source=_files_by_batch(stream, micro_batch), num_outputs=2, batch=True
         )
         for stream in (mri, pet)
+    )
+    # Straight into the output, where `readers.file` reads into a buffer and copies. A mapped file
+    # that another process truncates kills this one; read() fails.
+    mri_bytes, pet_bytes = (
+        dali.fn.io.file.read(path, dont_use_mmap=True) for path in (mri_path, pet_path)
     )
     return mri_bytes, pet_bytes, mri_label, pet_label
 
@@ -225,7 +227,22 @@ def _change(
         )
     elif stream.motion == "flip":
         image = dali.fn.flip(image, horizontal=motion[0])
-    return image * scale + offset
+    return image * scale + offset if on_gpu else _scale_on_cpu(dali, image, scale, offset)
+
+
+def _scale_on_cpu(dali: Any, image: Any, scale: Any, offset: Any) -> Any:
+    """Return scale * image + offset in one pass: DALI's arithmetic makes one for each operator.
+
+    The same float32 numbers, in less than half of the time.
+    """
+    return dali.fn.brightness_contrast(
+        dali.fn.reinterpret(image, shape=(1, -1, 1), layout="HWC"),
+        brightness=scale,
+        brightness_shift=offset,
+        contrast=1.0,
+        contrast_center=0.0,
+        dtype=dali.types.FLOAT,
+    )
 
 
 def _to_dali(to_source: Array) -> FloatArray:
@@ -240,11 +257,30 @@ def _to_dali(to_source: Array) -> FloatArray:
     return np.column_stack((linear, shift)).astype(np.float32)
 
 
+def _places(stream: ImageStream, micro_batch: int, iteration: int) -> range:
+    """Return the places in the stream of a batch."""
+    # DALI asks ahead of the end; what it computes there nobody collects.
+    start = iteration % (len(stream.files) // micro_batch) * micro_batch
+    return range(start, start + micro_batch)
+
+
+def _files_by_batch(
+    stream: ImageStream, micro_batch: int
+) -> Callable[[int], tuple[list[npt.NDArray[Any]], ...]]:
+    """Return the source of paths and labels of a batch, by iteration."""
+
+    def source(iteration: int) -> tuple[list[npt.NDArray[Any]], ...]:
+        places = _places(stream, micro_batch, iteration)
+        paths = [np.frombuffer(os.fsencode(stream.files[place]), np.uint8) for place in places]
+        return paths, [np.array([stream.labels[place]], np.int32) for place in places]
+
+    return source
+
+
 def _by_batch(
     stream: ImageStream, micro_batch: int
 ) -> Callable[[int], tuple[list[npt.NDArray[Any]], ...]]:
     """Return the source of factors, shifts and motions of a batch, by iteration."""
-    num_batches = len(stream.files) // micro_batch
 
     def motion_of(change: Change) -> npt.NDArray[Any]:
         if stream.motion == "flip" or change.to_source is None:
@@ -252,9 +288,7 @@ def _by_batch(
         return _to_dali(change.to_source)
 
     def source(iteration: int) -> tuple[list[npt.NDArray[Any]], ...]:
-        # DALI asks ahead of the end; what it computes there nobody collects.
-        start = iteration % num_batches * micro_batch
-        changes = [stream.change(place) for place in range(start, start + micro_batch)]
+        changes = [stream.change(place) for place in _places(stream, micro_batch, iteration)]
         scales = [np.array(change.scale, np.float32) for change in changes]
         offsets = [np.array(change.offset, np.float32) for change in changes]
         if stream.motion == "none":

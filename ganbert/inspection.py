@@ -6,6 +6,7 @@ Reads the index and nothing else, unless files are to be verified or tokens to b
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -151,6 +152,12 @@ def _check_ratio(ratio: float, *, tokens: bool) -> None:
 
 def _fitting_line(index: Index, tracer: str) -> str:
     ratio = index.intensity_ratio.get(tracer)
+    p999 = [row.pet.p999 for row in index.select("train", tracer)]
+    if ratio is None and statistics.median(p999) <= 0.0:
+        return (
+            f"{tracer}: no intensity_ratio would fit: the 99.9th percentile of most PETs is not "
+            "above 0, and no ratio makes it so"
+        )
     if ratio is None:
         return f"{tracer}: no intensity_ratio is suggested; `ganbert prepare` again suggests one"
     return (

@@ -37,7 +37,7 @@ from ganbert.config import Grid
 from ganbert.data.cache import CachePlace, MadeRow, make_row
 from ganbert.data.conform import suggest_intensity_ratio
 from ganbert.data.index import SCHEMA_VERSION, Index, Row, Split, save_index
-from ganbert.data.layouts import survey
+from ganbert.data.layouts import get_layout, survey
 from ganbert.data.pairing import DEFAULT_PAIRING, LayoutOptions
 from ganbert.data.recast import NO_RECAST, RecastOptions, plan_recasts, reference_names
 from ganbert.data.refusals import Refusal
@@ -169,14 +169,12 @@ def _check_options(fractions: tuple[float, float, float], jobs: int | None) -> N
 
 def _check_place(dataset: Path, out: Path, layout: str) -> None:
     """Refuse a folder in which the next search of the dataset would find what this run makes."""
-    root, place = dataset.resolve(), out.resolve()
-    # A search of the archive's folders goes everywhere, a table lists its images one by one.
-    is_seen = {"bids": root / "derivatives" not in place.parents, "adni": True}
-    if place.is_relative_to(root) and is_seen.get(layout, False):
-        below = ", or below its derivatives/" if layout == "bids" else ""
+    place, root = out.resolve(), dataset.resolve()
+    kind = get_layout(layout)
+    if place.is_relative_to(root) and kind.searches(place.relative_to(root)):
         raise OutputError(
             out,
-            expected=f"a folder outside of the dataset{below}",
+            expected=kind.place_for_results,
             found=f"one inside of {dataset}",
             remedy="choose another folder",
         )

@@ -33,7 +33,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from ganbert.data.columns import find_columns
 from ganbert.data.index import Split
@@ -107,6 +107,12 @@ class _Pet:
 
 class AdniLayout:
     """A LONI/ADNI download with its search CSV."""
+
+    place_for_results = "a folder outside of the dataset"
+
+    def searches(self, folder: PurePath) -> bool:
+        """All: collections are unpacked wherever somebody likes."""
+        return True
 
     def find_pairs(self, root: Path, options: LayoutOptions) -> Found:
         """Return a pair for each PET on disk with a T1w within the limit.
@@ -190,7 +196,13 @@ def _find_images(root: Path) -> tuple[dict[int, str], list[Refusal]]:
             remedy = "convert the series to one NIfTI, in the folder of the archive"
             others.append(_stray(str(min(paths)), wanted, found, remedy))
             continue
-        images[int(match[1])] = str(paths[0])
+        number = int(match[1])
+        if number in images:
+            found = f"also {Path(images[number]).parent.relative_to(root)}, which goes before it"
+            remedy = "remove the one that is not of the archive"
+            others.append(_stray(str(paths[0]), "one folder of an image id", found, remedy))
+            continue
+        images[number] = str(paths[0])
     return images, others
 
 

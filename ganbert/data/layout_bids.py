@@ -23,7 +23,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ganbert.data.bids_index import open_bids
@@ -62,6 +62,12 @@ _NO_ENTITIES = {"suffix", "extension", "datatype"}
 
 class BidsLayout:
     """A BIDS dataset; ground truth of the phantom in `derivatives/phantom` is picked up."""
+
+    place_for_results = "a folder outside of the dataset, or below its derivatives/"
+
+    def searches(self, folder: PurePath) -> bool:
+        """All but what lies below `derivatives/`."""
+        return PurePath("derivatives") not in folder.parents
 
     def find_pairs(self, root: Path, options: LayoutOptions) -> Found:
         """Return all pairs below `root`; a PET whose sidecar lacks what it needs is refused.

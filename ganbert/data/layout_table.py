@@ -19,7 +19,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ganbert.data.columns import find_columns
@@ -53,6 +53,12 @@ _UNKNOWN = ("", "n/a")
 class TableLayout:
     """A table of pairs, or a folder that holds one as `pairs.csv` or `pairs.tsv`."""
 
+    place_for_results = "any folder"
+
+    def searches(self, folder: PurePath) -> bool:
+        """None: the table names its images one by one."""
+        return False
+
     def find_pairs(self, root: Path, options: LayoutOptions) -> Found:
         """Return the pairs of the table; a line that is not usable is refused.
 
@@ -83,9 +89,10 @@ class TableLayout:
 
 
 def _refuse(error: DatasetError, where: str, line: Mapping[str, str]) -> Refusal:
-    subject = line["subject"].removeprefix("sub-")
-    session = line.get("session", "").removeprefix("ses-")
-    return Refusal(subject or None, session or None, line.get("tracer") or None, error)
+    # What is no label may be a person's name, and is not repeated.
+    subject, session = (_plain_label(line, name) for name in ("subject", "session"))
+    subject, session = (label if _is_label(label) else None for label in (subject, session))
+    return Refusal(subject, session, line.get("tracer") or None, error)
 
 
 def _find_table(root: Path) -> Path:
@@ -169,14 +176,21 @@ def _optional(where: str, folder: Path, line: Mapping[str, str], name: str) -> s
 
 def _label(where: str, line: Mapping[str, str], name: str) -> str | None:
     """Return a label as names of files in the cache and in BIDS derivatives can hold it."""
-    value = line.get(name, "").removeprefix("sub-").removeprefix("ses-")
-    if value in _UNKNOWN:
-        return None
-    if not (value.isascii() and value.isalnum()):
-        remedy = "write it without other characters"
+    value = _plain_label(line, name)
+    if value is not None and not _is_label(value):
+        remedy = "write it without them"
         expected = f"letters and digits as {name}"
-        raise DatasetError(where, expected=expected, found=repr(value), remedy=remedy)
+        raise DatasetError(where, expected=expected, found="other characters", remedy=remedy)
     return value
+
+
+def _plain_label(line: Mapping[str, str], name: str) -> str | None:
+    value = line.get(name, "").removeprefix("sub-").removeprefix("ses-")
+    return None if value in _UNKNOWN else value
+
+
+def _is_label(value: str | None) -> bool:
+    return value is not None and value.isascii() and value.isalnum()
 
 
 def _date(where: str, line: Mapping[str, str], name: str) -> Any:

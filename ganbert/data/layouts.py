@@ -12,7 +12,7 @@ What is wrong with one pair is a `Refusal` in its place; what concerns more than
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Protocol
 
 from ganbert.data.layout_adni import AdniLayout
@@ -22,14 +22,25 @@ from ganbert.data.pairing import DEFAULT_PAIRING, Found, LayoutOptions, no_pairs
 from ganbert.data.refusals import Refusal
 from ganbert.errors import ConfigError
 
-__all__ = ["LAYOUTS", "Found", "Layout", "LayoutOptions", "find_pairs", "survey"]
+__all__ = ["LAYOUTS", "Found", "Layout", "LayoutOptions", "find_pairs", "get_layout", "survey"]
 
 _log = logging.getLogger(__name__)
 _MAX_NAMED = 3
 
 
 class Layout(Protocol):
-    """A way in which datasets lie on disk."""
+    """A way in which datasets lie on disk.
+
+    Attributes
+    ----------
+    place_for_results : where a prepared folder may lie, in words
+    """
+
+    place_for_results: str
+
+    def searches(self, folder: PurePath) -> bool:
+        """Return whether `find_pairs` would take images in `folder`, relative to the root."""
+        ...
 
     def find_pairs(self, root: Path, options: LayoutOptions) -> Found:
         """Return all pairs below `root`, and what did not become one.
@@ -47,6 +58,21 @@ LAYOUTS: dict[str, Layout] = {
     "adni": AdniLayout(),
     "table": TableLayout(),
 }
+
+
+def get_layout(name: str) -> Layout:
+    """Return a layout by its key in `LAYOUTS`.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such layout.
+    """
+    if name not in LAYOUTS:
+        raise ConfigError(
+            "layout", expected=f"one of {', '.join(LAYOUTS)}", found=name, remedy="choose one"
+        )
+    return LAYOUTS[name]
 
 
 def find_pairs(root: Path, layout: str = "bids", options: LayoutOptions = DEFAULT_PAIRING) -> Found:
@@ -77,11 +103,7 @@ def survey(root: Path, layout: str = "bids", options: LayoutOptions = DEFAULT_PA
     DatasetError
         See `Layout.find_pairs`.
     """
-    if layout not in LAYOUTS:
-        raise ConfigError(
-            "layout", expected=f"one of {', '.join(LAYOUTS)}", found=layout, remedy="choose one"
-        )
-    found = LAYOUTS[layout].find_pairs(root, options)
+    found = get_layout(layout).find_pairs(root, options)
     _log_left_out(found.refusals)
     return found
 

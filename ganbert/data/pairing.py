@@ -96,8 +96,8 @@ def choose_mri(
     Returns
     -------
     Candidate
-        The nearest in time. Without dates: of the PET's own session, else without a session, else
-        of any.
+        The nearest in time, where one without a date counts as of the day of its session. Without
+        dates: of the PET's own session, else without a session, else of any.
 
     Raises
     ------
@@ -113,9 +113,14 @@ def choose_mri(
         return (sessions.get(mri.session, 2), mri.rank, mri.path)
 
     if date is not None:
-        dated = [(abs((mri.date - date).days), mri) for mri in candidates if mri.date is not None]
-        if dated:
-            days, nearest = min(dated, key=lambda entry: (entry[0], by_session(entry[1])))
+        days_of = {
+            mri: abs((mri.date - date).days) if mri.date else 0
+            for mri in candidates
+            if mri.date or (session is not None and mri.session == session)
+        }
+        if any(mri.date for mri in candidates):
+            nearest = min(days_of, key=lambda mri: (days_of[mri], by_session(mri)))
+            days = days_of[nearest]
             if days > max_days:
                 raise DatasetError(
                     where,

@@ -152,8 +152,14 @@ def unit_factors(pair: Pair, target: str) -> tuple[float, ...]:
 
 
 def _find(unit: str) -> Unit | None:
-    name = unit.strip().lower().replace("\u00b5", "u").replace("\u03bc", "u").replace(" ", "")
-    return UNITS.get(name)
+    return UNITS.get(_plain(unit))
+
+
+def _plain(name: str) -> str:
+    """Return the name of a unit as the tables have it, but for millibecquerels."""
+    name = name.strip().replace("\u00b5", "u").replace("\u03bc", "u").replace(" ", "")
+    # Case tells mega from milli, and which of the two somebody meant is not guessed.
+    return name if name.startswith("mB") else name.lower()
 
 
 def _keys(target: str, is_uncorrected: bool) -> Sequence[str]:
@@ -194,11 +200,11 @@ def _number(pair: Pair, key: str, *, positive: bool = False) -> float:
 
 
 def _grams_per_becquerel(pair: Pair) -> float:
-    unit = str(pair.facts["InjectedRadioactivityUnits"]).strip().lower().replace("\u00b5", "u")
+    unit = _plain(str(pair.facts["InjectedRadioactivityUnits"]))
     if unit not in ACTIVITIES:
         raise DatasetError(
             pair.pet,
-            expected=f"'InjectedRadioactivityUnits' in {', '.join(ACTIVITIES)} (any case)",
+            expected=f"'InjectedRadioactivityUnits' in {', '.join(ACTIVITIES)} (any case but mBq)",
             found=repr(pair.facts["InjectedRadioactivityUnits"]),
             remedy="mend it",
         )

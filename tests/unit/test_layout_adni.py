@@ -200,3 +200,18 @@ def test_diagnosis_and_side_are_those_of_the_pet(download: Download) -> None:
     assert (first.diagnosis, first.side, second.side) == ("F", "test", "train")
     with pytest.raises(ConfigError, match=r"a column of .*search\.csv .*found Fold"):
         download.find(split_column="Fold")
+
+
+def test_of_two_folders_of_one_image_the_first_is_taken_and_the_other_named(
+    download: Download,
+) -> None:
+    mri = download.add_mri(1, "3/06/2012")
+    pet = download.add(3, DYNAMIC, "3/06/2012")
+    copy = download.root / "copied" / "I1" / mri.name
+    copy.parent.mkdir(parents=True)
+    copy.touch()
+    found = download.find()
+    assert [(pair.mri, pair.pet) for pair in found.pairs] == [(str(mri), str(pet))]
+    (refusal,) = found.refusals
+    assert refusal.path == str(copy)
+    assert "expected one folder of an image id, found also ADNI/002_S_0413/MPRAGE" in refusal.reason

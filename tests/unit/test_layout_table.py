@@ -130,3 +130,10 @@ def test_diagnosis_and_side_are_columns(folder: Path) -> None:
     with pytest.raises(DatasetError, match="expected train, val or test") as caught:
         find_pairs(folder, "table", LayoutOptions(split_column="fold"))
     assert caught.value.where == f"{file}:3"
+
+
+def test_what_is_no_label_is_not_repeated_in_the_report(folder: Path) -> None:
+    write(folder, HEADING, LINE, LINE.replace("01", "Jane Doe", 1))
+    (refusal,) = find_pairs(folder, "table").refusals
+    assert refusal.subject is None
+    assert "Jane" not in refusal.reason + refusal.label + refusal.path

@@ -32,7 +32,9 @@ def test_the_cache_may_not_lie_where_the_next_search_of_an_archive_finds_it(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_ratio_is_suggested_that_nothing_can_be_divided_by(tmp_path: Path) -> None:
+def test_no_ratio_is_suggested_that_nothing_can_be_divided_by(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     dataset = write_tree(tmp_path / "bids", 3)
     for seed, pet in enumerate(sorted(dataset.glob("sub-*/pet/*_pet.nii.gz"))):
         write_image(pet, np.stack([-head(seed)] * 2, axis=-1))
@@ -41,3 +43,4 @@ def test_no_ratio_is_suggested_that_nothing_can_be_divided_by(tmp_path: Path) ->
     assert max(row.pet.p999 for row in index.rows) <= 0
     assert index.intensity_ratio == {}
     inspect_prepared(tmp_path / "out", tokens=True)
+    assert "AV45: no intensity_ratio would fit" in capsys.readouterr().out

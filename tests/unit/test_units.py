@@ -179,3 +179,12 @@ def test_facts_of_a_sidecar() -> None:
     content = {"InjectionStart": 0, "Units": "SUV", "ImageDecayCorrected": None}
     assert read_facts(content) == {"InjectionStart": 0}
     assert read_facts(content, "70") == {"InjectionStart": 0, "weight": "70"}
+
+
+def test_millibecquerels_are_not_taken_for_megabecquerels() -> None:
+    assert unit_factors(pet("MBq/mL"), "Bq/mL") == (1e6, 1e6)
+    assert unit_factors(pet("mbq/ml"), "Bq/mL") == (1e6, 1e6)
+    with pytest.raises(DatasetError, match=r"found 'mBq/mL'"):
+        unit_factors(pet("mBq/mL"), "Bq/mL")
+    with pytest.raises(DatasetError, match=r"any case but mBq\), found 'mBq'"):
+        unit_factors(pet("Bq/mL", InjectedRadioactivityUnits="mBq"), "SUV")

@@ -6,11 +6,10 @@ Reads the index and nothing else, unless files are to be verified or tokens to b
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -153,7 +152,7 @@ def _check_ratio(ratio: float, *, tokens: bool) -> None:
 def _fitting_line(index: Index, tracer: str) -> str:
     ratio = index.intensity_ratio.get(tracer)
     p999 = [row.pet.p999 for row in index.select("train", tracer)]
-    if ratio is None and statistics.median(p999) <= 0.0:
+    if ratio is None and median(p999) <= 0.0:
         return (
             f"{tracer}: no intensity_ratio would fit: the 99.9th percentile of most PETs is not "
             "above 0, and no ratio makes it so"

@@ -6,13 +6,12 @@ user's mistake leaves through `errors.one_line_errors`: one line, exit code 2.
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from ganbert import __version__, bids_options
+from ganbert import __version__, bids_options, stop_signals
 from ganbert.config import GRIDS
 from ganbert.errors import EXIT_SOME_REFUSED, one_line_errors
 
@@ -32,6 +31,7 @@ Device = Annotated[
 
 app = typer.Typer(
     name="ganbert",
+    cls=stop_signals.StoppableGroup,
     help="Synthesise PET from T1-weighted MRI (Shin et al. 2020). For research, not for diagnosis.",
     no_args_is_help=True,
     add_completion=False,
@@ -390,8 +390,7 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    # As Ctrl-C: what is half done is removed, and workers end.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop_signals.install()
     with one_line_errors():
         app()
 

@@ -24,7 +24,8 @@ RAW_NAME = "raw"  # of the input dataset, in BIDS URIs
 DESC_PET, DESC_STD = "synth", "synthstd"
 QUALITY_KEY = "GanbertQuality"
 # A folder below another one is not found with a slash behind it.
-FILE_NAMES = ("sub-*.html", "figures", "logs/", "group_*")
+LOCK_PREFIX = ".lock-"
+FILE_NAMES = ("sub-*.html", "figures", "logs/", "group_*", f"{LOCK_PREFIX}*")
 MODEL_KEY = "GanbertModel"
 
 _README = """\
@@ -244,7 +245,7 @@ def is_continuation(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def ignore_file() -> str:
-    """Return `.bidsignore` of a derivative dataset: reports, logs and tables of the group."""
+    """Return `.bidsignore` of a derivative dataset: reports, logs, tables of the group, locks."""
     return "".join(f"{name}\n" for name in FILE_NAMES)
 
 

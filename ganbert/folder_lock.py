@@ -1,7 +1,7 @@
-"""One process writes into a folder: `train` into RUN, `prepare` into OUT.
+"""One process writes into a folder: `train` into RUN, `prepare` into OUT; `infer` a subject.
 
-A lock of the kernel (flock) on FOLDER/.lock. It ends with its process, however that ends; the file
-says nothing by being there.
+A lock of the kernel (flock) on a file in the folder, by default FOLDER/.lock. It ends with its
+process, however that ends; the file says nothing by being there.
 """
 
 import contextlib
@@ -20,37 +20,48 @@ LOCK_NAME = ".lock"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
+class HeldError(OutputError):
+    """Another process holds it."""
+
+
 @contextlib.contextmanager
-def held(folder: Path, *, expected: str, remedy: str) -> Iterator[None]:
+def held(
+    folder: Path, *, expected: str, remedy: str, name: str = LOCK_NAME, wait: bool = False
+) -> Iterator[None]:
     """Make a folder, and hold it: no other process may hold it at the same time.
 
-    Where the file system has no locks, nobody is kept out. Who holds it may remove `.lock`.
+    Where the file system has no locks, nobody is kept out. Who holds it may remove the file.
 
     Parameters
     ----------
     expected, remedy : what the error says
+    name : of the file that is locked; what has another name is another lock
+    wait : for whoever holds it, instead of the error
 
     Raises
     ------
+    HeldError
+        If another process holds it.
     OutputError
-        If it cannot be written, or another process holds it.
+        If it cannot be written.
     """
     make_folder(folder)
+    how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
     while True:
         try:
-            lock = (folder / LOCK_NAME).open("w")
+            lock = (folder / name).open("w")
         except OSError as error:
             raise output_error(folder, error) from error
         with lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, how)
             except BlockingIOError as error:
                 found = "another process that holds it"
-                raise OutputError(folder, expected=expected, found=found, remedy=remedy) from error
+                raise HeldError(folder, expected=expected, found=found, remedy=remedy) from error
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise output_error(folder, error) from error
-            if _is_still(folder / LOCK_NAME, lock):
+            if _is_still(folder / name, lock):
                 yield
                 return
         # Who held it has removed the file meanwhile: the lock is on one that nobody else finds.

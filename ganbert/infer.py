@@ -2,16 +2,19 @@
 
 A T1w alone is enough. A run that was stopped is continued: what one earlier run with the same model
 and the same input has finished is kept, anything else in the output folder is refused. What goes
-wrong with one image does not cost the others their result; it is listed at the end. The weights are
-loaded once, and while the network is at one T1w the next are read.
+wrong with one image does not cost the others their result; it is listed at the end. Several
+processes may share one output folder, and none does a subject that another has at the time. The
+weights are loaded once, and while the network is at one T1w the next are read.
 """
 
+import contextlib
+import functools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,18 +27,25 @@ from ganbert.atomic import make_folder
 from ganbert.data.conform import ConformedMri, conform_mri
 from ganbert.data.nifti import check_header, read_volume, write_volume
 from ganbert.data.volume import Volume
-from ganbert.errors import ConfigError, GanbertError, ImageError, OutputError
+from ganbert.errors import ConfigError, DatasetError, GanbertError, ImageError, OutputError
 from ganbert.infer_group import infer_group
-from ganbert.infer_inputs import Scan, acquired_tracers, check_names, find_scans
+from ganbert.infer_inputs import (
+    Scan,
+    acquired_tracers,
+    check_dataset,
+    check_names,
+    find_scans,
+)
 from ganbert.infer_log import RunLog
+from ganbert.infer_outcome import Failure, Outcome, sum_up
 from ganbert.infer_output import (
     check_output,
+    claimed,
     is_finished,
     start_dataset,
-    write_citation,
     write_image,
 )
-from ganbert.predict import Predictor, load_predictor
+from ganbert.predict import Predictor, find_export, load_predictor
 from ganbert.report.inference import write_subject
 from ganbert.synthesis import Synthesis, check_passes, synthesise
 
@@ -77,42 +87,6 @@ class InferOptions:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """An image that there is no PET of.
-
-    Attributes
-    ----------
-    error : what went wrong
-    crash_file : its traceback, where it was no mistake in the image
-    """
-
-    scan: Scan
-    error: Exception
-    crash_file: Path | None = None
-
-    def __str__(self) -> str:
-        text = " ".join(str(self.error).split()) or type(self.error).__name__
-        more = f" (traceback: {self.crash_file})" if self.crash_file else ""
-        return f"{self.scan.label}: {text}{more}"
-
-
-@dataclass
-class Outcome:
-    """What came of a run.
-
-    Attributes
-    ----------
-    images : paths, of this run and of an earlier one
-    failures : of this run
-    num_kept : of `images`, how many are of an earlier run
-    """
-
-    images: list[Path] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    num_kept: int = 0
-
-
-@dataclass(frozen=True)
 class _Job:
     """What all images of one run have in common."""
 
@@ -135,6 +109,9 @@ class _Job:
 
     def is_finished(self, scan: Scan) -> bool:
         return is_finished(self.image_of(scan), with_std=self.options.passes > 0)
+
+    def has_page(self, scan: Scan) -> bool:
+        return (self.out_dir / f"sub-{scan.subject}.html").is_file()
 
     def say(self, line: str) -> None:
         _say(self.console, line)
@@ -166,7 +143,7 @@ def infer(
     CheckpointError, ConfigError, DatasetError, OutputError
         Before anything is written.
     ImageError
-        If no T1w could be used, or one could not and `stop_on_first_crash` is set.
+        If no T1w could be used, with `stop_on_first_crash` if the first one could not.
     """
     options, console = options or InferOptions(), console or Console()
     if level == "group":
@@ -181,6 +158,7 @@ def infer(
         remedy = "give the folder of a run, or an exported generator.safetensors"
         raise ConfigError("--model", expected="a model", found="none", remedy=remedy)
     check_passes(options.passes, "--uncertainty")
+    _check_places(bids_dir, model)
     predictor = load_predictor(model, options.device)
     scans = find_scans(
         bids_dir, options.participant_labels, options.session_labels, options.filter_file
@@ -195,44 +173,101 @@ def infer(
     return _run(job, scans)
 
 
+def _check_places(bids_dir: Path, model: Path) -> None:
+    """Look at both before either is read, which takes a while; say both where both are missing."""
+    problems = []
+    for check, path in ((check_dataset, bids_dir), (find_export, model)):
+        try:
+            check(path)
+        except GanbertError as error:
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        first, second = problems
+        remedy = f"{first.remedy}; besides, {second}"
+        raise DatasetError(first.where, expected=first.expected, found=first.found, remedy=remedy)
+
+
 def _run(job: _Job, scans: Sequence[Scan]) -> Outcome:
     num_readers = _share_cores(job)
     outcome = Outcome()
     todo = []
-    for scan in scans:
-        if job.options.overwrite or not job.is_finished(scan):
-            todo.append(scan)
-            continue
-        outcome.images.append(job.image_of(scan))
-        if not (job.out_dir / f"sub-{scan.subject}.html").is_file():
-            _write_page(job, scan)
-    outcome.num_kept = len(outcome.images)
-    if todo and (job.out_dir / derivatives.DESCRIPTION_NAME).exists():
-        write_citation(job.out_dir, job.predictor.card, job.options.passes)
-        job.log.open()
-    with _progress(job.console) as progress:
-        task = progress.add_task("infer", total=len(scans), completed=outcome.num_kept)
-        for scan, read in read_ahead(lambda scan: _read(job, scan), todo, num_readers):
-            _one(job, scan, read, outcome)
-            progress.advance(task)
+    new_folders = [path for path in (job.out_dir, *job.out_dir.parents) if not path.exists()]
+    try:
+        for scan in scans:
+            if job.options.overwrite or not job.is_finished(scan) or not job.has_page(scan):
+                todo.append(scan)
+            else:
+                outcome.keep(job.image_of(scan))
+        if todo and (job.out_dir / derivatives.DESCRIPTION_NAME).exists():
+            _open(job)
+        with _progress(job.console) as progress:
+            task = progress.add_task("infer", total=len(scans), completed=outcome.num_kept)
+            advance = functools.partial(progress.advance, task)
+            elsewhere = _go_through(job, todo, outcome, advance, num_readers, wait=False)
+            # Whoever had them may have been stopped: what is asked for is there at the end.
+            _go_through(job, elsewhere, outcome, advance, num_readers, wait=True)
+    finally:
+        # Nothing came of it, and a lock alone has made them.
+        for folder in new_folders:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
     outcome.images.sort()
-    _sum_up(job, outcome, len(scans))
+    sum_up(outcome, len(scans), job.out_dir, job.say)
     return outcome
+
+
+def _go_through(
+    job: _Job,
+    scans: Sequence[Scan],
+    outcome: Outcome,
+    advance: Callable[[], None],
+    num_readers: int,
+    *,
+    wait: bool,
+) -> list[Scan]:
+    """Make images; return those whose subjects another process has, unless they are waited for."""
+    elsewhere: list[Scan] = []
+    pairs = read_ahead(lambda scan: _read(job, scan), scans, num_readers)
+    with contextlib.closing(pairs):
+        for scan, read in pairs:
+            if outcome.failures and job.options.stop_on_first_crash:
+                break
+            with claimed(job.out_dir, f"sub-{scan.subject}", wait=wait) as is_ours:
+                if not is_ours:
+                    if not elsewhere:
+                        job.say(f"another process works in {job.out_dir}: its subjects come last")
+                    job.log.add(f"{scan.label}: another process has it")
+                    elsewhere.append(scan)
+                    continue
+                if job.options.overwrite or not job.is_finished(scan):
+                    _one(job, scan, read, outcome)
+                else:
+                    outcome.keep(job.image_of(scan), at_once=job.has_page(scan))
+                    _write_page(job, scan)
+            advance()
+    return elsewhere
+
+
+def _open(job: _Job) -> None:
+    """Make the output folder a dataset, and begin its log, if that is still to be done."""
+    if not job.log.is_open:
+        start_dataset(job.out_dir, job.description, job.predictor.card, job.options.passes)
+        job.log.open()
 
 
 def _one(
     job: _Job, scan: Scan, read: "Future[tuple[Volume, ConformedMri]]", outcome: Outcome
 ) -> None:
     """Make one image; what goes wrong with it alone is kept for the end."""
-    predictor, started = job.predictor, time.perf_counter()
+    started = time.perf_counter()
     try:
         note = check_header(job.bids_dir / scan.path)
         if note:
             job.say(f"{scan.label}: {note}")
         made = _synthesise(job, scan, read)
-        if not (job.out_dir / derivatives.DESCRIPTION_NAME).exists():
-            start_dataset(job.out_dir, job.description, predictor.card, job.options.passes)
-            job.log.open()
+        _open(job)
         _write(job, scan, made)
         _write_page(job, scan)
     except OutputError:
@@ -251,7 +286,7 @@ def _one(
 
 def _failure(job: _Job, scan: Scan, error: Exception) -> Failure:
     is_known = isinstance(error, GanbertError)
-    if job.options.stop_on_first_crash:
+    if job.options.stop_on_first_crash and not is_known:
         raise error
     is_started = (job.out_dir / derivatives.DESCRIPTION_NAME).exists()
     # No traceback of a mistake that the line explains, and no folder for a traceback alone.
@@ -288,7 +323,7 @@ def _synthesise(job: _Job, scan: Scan, read: "Future[tuple[Volume, ConformedMri]
 
 def read_ahead(
     read: Callable[[_Item], _Result], items: Sequence[_Item], num_readers: int
-) -> Iterator[tuple[_Item, "Future[_Result]"]]:
+) -> Generator[tuple[_Item, "Future[_Result]"]]:
     """Yield each item with its result to come, while the next ones are read.
 
     Parameters
@@ -329,33 +364,6 @@ def _write(job: _Job, scan: Scan, made: Synthesis) -> None:
 
 def _write_page(job: _Job, scan: Scan) -> None:
     write_subject(job.out_dir, f"sub-{scan.subject}", job.facts)
-
-
-def _sum_up(job: _Job, outcome: Outcome, num_scans: int) -> None:
-    """Say what came of it, list what failed, and raise if there is nothing else."""
-    kept = f" ({outcome.num_kept} from an earlier run)" if outcome.num_kept else ""
-    job.say(f"{len(outcome.images)} of {num_scans} synthetic PET in {job.out_dir}{kept}")
-    failures = outcome.failures
-    if failures and outcome.images:
-        job.say(f"failed: {len(failures)} of {num_scans}")
-        for failure in failures:
-            job.say(f"  {failure}")
-        job.say("mend them and run the same command again; what is finished is kept")
-        return
-    bug = next((f.error for f in failures if not isinstance(f.error, GanbertError)), None)
-    if bug is not None:
-        raise bug
-    if len(failures) == 1:
-        raise failures[0].error
-    if failures:
-        first = failures[0].error
-        raise ImageError(
-            job.out_dir,
-            expected=f"{num_scans} readable T1w",
-            found=f"{len(failures)} that are not, listed above; the first is "
-            f"{first.where if isinstance(first, GanbertError) else first}",
-            remedy="mend them and run the same command again, what is finished is kept",
-        )
 
 
 def _say(console: Console, text: str) -> None:

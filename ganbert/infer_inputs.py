@@ -44,6 +44,20 @@ class Scan:
         return self.label.replace(" ", "_")
 
 
+def check_dataset(bids_dir: Path) -> None:
+    """Refuse what is no folder.
+
+    Raises
+    ------
+    DatasetError
+        If it is so.
+    """
+    if not bids_dir.is_dir():
+        found = "a file" if bids_dir.exists() else "nothing"
+        remedy = "check the path"
+        raise DatasetError(bids_dir, expected="a BIDS folder", found=found, remedy=remedy)
+
+
 def find_scans(
     bids_dir: Path,
     participant_labels: Sequence[str] | None = None,
@@ -66,10 +80,7 @@ def find_scans(
     ConfigError
         If the filter file cannot be read, or names an entity that there is not.
     """
-    if not bids_dir.is_dir():
-        found = "a file" if bids_dir.exists() else "nothing"
-        remedy = "check the path"
-        raise DatasetError(bids_dir, expected="a BIDS folder", found=found, remedy=remedy)
+    check_dataset(bids_dir)
     filters = read_filters(filter_file) if filter_file is not None else {}
     scans = _query_t1w(bids_dir, filters, filter_file)
     if not scans:
@@ -136,14 +147,33 @@ def read_filters(file: Path) -> dict[str, Any]:
         raise ConfigError(file, expected=expected, found=found, remedy=remedy) from error
     filters = content.get("t1w") if isinstance(content, dict) else None
     if not isinstance(filters, dict):
-        found = "no filter for t1w" if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise ConfigError(file, expected=expected, found=found, remedy='add the key "t1w"')
+        if isinstance(content, dict):
+            found, remedy = "no filter for t1w", 'add the key "t1w"'
+            if "t1w" in content:
+                found, remedy = (
+                    f"a {_kind_of(content['t1w'])} as t1w",
+                    "give it an object of entities",
+                )
+        else:
+            found, remedy = (
+                f"a {_kind_of(content)}",
+                'write an object, in braces, with the key "t1w"',
+            )
+        raise ConfigError(file, expected=expected, found=found, remedy=remedy)
     for name, value in filters.items():
         values = value if isinstance(value, list) else [value]
         if not all(each is None or isinstance(each, str | int) for each in values):
             remedy = "give a text, a number, null or a list of them"
             raise ConfigError(file, expected=f"a value of {name}", found=repr(value), remedy=remedy)
     return filters
+
+
+def _kind_of(value: Any) -> str:
+    """Name a JSON value as the format does."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    kinds = {list: "list", str: "text", int: "number", float: "number"}
+    return kinds[type(value)]
 
 
 def _as_query(value: Any) -> Any:

@@ -107,6 +107,11 @@ class RunLog:
             self.add(f"{name}: {value}")
 
     @property
+    def is_open(self) -> bool:
+        """Whether lines are written at once."""
+        return self._is_open
+
+    @property
     def file(self) -> Path:
         """Where the log is, once it is open."""
         return self._folder / f"infer-{self._stamp}.log"

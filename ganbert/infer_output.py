@@ -1,10 +1,13 @@
 """The output folder of `infer`: whose it is, what makes it a dataset, and how an image gets in.
 
-An image is finished when its sidecar is there: it is written last.
+An image is finished when its sidecar is there: it is written last. Several processes may work in
+one folder, on one subject one at a time.
 """
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,6 +16,7 @@ from ganbert.atomic import make_folder, output_error, write_text
 from ganbert.config import ModelCard
 from ganbert.data.nifti import write_volume
 from ganbert.errors import OutputError
+from ganbert.folder_lock import HeldError, held
 from ganbert.infer_log import LOGS, citation
 from ganbert.report.inference import figure_path, frame_names, save_figures
 from ganbert.report.overlay import UNCERTAINTY_KEY, draw_layers
@@ -57,11 +61,46 @@ def _is_used(out_dir: Path) -> bool:
         found = "a file" if existing.is_file() else "no permission to write"
         remedy = "choose another output folder"
         raise OutputError(existing, expected="a writable folder", found=found, remedy=remedy)
-    return out_dir.is_dir() and any(out_dir.iterdir())
+    # Another process that has begun just now may have made no more than its lock.
+    names = (path.name for path in out_dir.iterdir()) if out_dir.is_dir() else ()
+    return not all(name.startswith(derivatives.LOCK_PREFIX) for name in names)
+
+
+@contextlib.contextmanager
+def claimed(out_dir: Path, name: str, *, wait: bool) -> Iterator[bool]:
+    """Make the output folder, and hold a subject in it for this process.
+
+    Parameters
+    ----------
+    name : of the subject, `sub-01`, or of what else one process at a time may write
+    wait : for whoever holds it
+
+    Yields
+    ------
+    Whether it is held; False: another process has it.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be written.
+    """
+    file = f"{derivatives.LOCK_PREFIX}{name}"
+    with contextlib.ExitStack() as stack:
+        try:
+            words = {"expected": f"no other `ganbert infer` at {name}", "remedy": "wait for it"}
+            stack.enter_context(held(out_dir, name=file, wait=wait, **words))
+        except HeldError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            with contextlib.suppress(OSError):
+                (out_dir / file).unlink(missing_ok=True)
 
 
 def start_dataset(out_dir: Path, description: dict[str, Any], card: ModelCard, passes: int) -> None:
-    """Write what makes a folder a BIDS derivative, and the text to cite.
+    """Write what makes a folder a BIDS derivative, unless it is one, and the text to cite.
 
     Parameters
     ----------
@@ -72,25 +111,16 @@ def start_dataset(out_dir: Path, description: dict[str, Any], card: ModelCard, p
     OutputError
         If it cannot be written.
     """
-    make_folder(out_dir / LOGS)
-    write_text(out_dir / "README", derivatives.readme(card))
-    write_text(out_dir / ".bidsignore", derivatives.ignore_file())
-    write_citation(out_dir, card, passes)
-    derivatives.write_json(out_dir / derivatives.DESCRIPTION_NAME, description)
+    with claimed(out_dir, "dataset", wait=True):
+        _write_citation(out_dir, card, passes)
+        if not (out_dir / derivatives.DESCRIPTION_NAME).exists():
+            write_text(out_dir / "README", derivatives.readme(card))
+            write_text(out_dir / ".bidsignore", derivatives.ignore_file())
+            derivatives.write_json(out_dir / derivatives.DESCRIPTION_NAME, description)
 
 
-def write_citation(out_dir: Path, card: ModelCard, passes: int) -> None:
-    """Write the text to cite; one that tells of a map stays, since an earlier run has made it.
-
-    Parameters
-    ----------
-    passes : augmented passes for the map of uncertainty
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    """
+def _write_citation(out_dir: Path, card: ModelCard, passes: int) -> None:
+    # One that tells of a map stays, since an earlier run has made it.
     file = make_folder(out_dir / LOGS) / "CITATION.md"
     if passes or not file.exists():
         write_text(file, citation(card, passes))

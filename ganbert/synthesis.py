@@ -9,20 +9,23 @@ asked again, and where its answers differ it is not sure. That is a part of the 
 the network has learnt wrongly, it says wrongly each time. docs/inference.md says how large a part.
 """
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 from ganbert.config import ModelCard
 from ganbert.data.conform import ConformedMri, concentric_affine, conform_mri
-from ganbert.data.nifti import from_nibabel, to_nibabel
+from ganbert.data.nifti import from_nibabel, name_of, to_nibabel
 from ganbert.data.volume import FloatArray, Volume
-from ganbert.errors import ConfigError
+from ganbert.errors import ConfigError, ImageError
 from ganbert.predict import Predictor, load_predictor
 from ganbert.quality import Quality, assess
 
@@ -218,16 +221,39 @@ class Synthesiser:
         ------
         ImageError
             If it is no T1w that can be used.
+        TypeError
+            If it is no nibabel image.
         """
-        return to_nibabel(self.predictor.predict(from_nibabel(image)))
+        with _named(image):
+            return to_nibabel(self.predictor.predict(from_nibabel(image)))
 
     def synthesise(self, image: Any, *, passes: int = 0, tracers: Sequence[str] = ()) -> Synthesis:
         """Return the PET with its flags and, for `passes` above 0, its map of uncertainty.
 
         Parameters and errors: see `synthesise`.
         """
-        mri = from_nibabel(image)
-        return synthesise(self.predictor, mri, passes=passes, tracers=tracers)
+        with _named(image):
+            mri = from_nibabel(image)
+            return synthesise(self.predictor, mri, passes=passes, tracers=tracers)
+
+
+@contextlib.contextmanager
+def _named(image: Any) -> Iterator[None]:
+    """Refuse what is no nibabel image, and name the image in errors that know of voxels alone."""
+    if not isinstance(image, nib.spatialimages.SpatialImage):
+        remedy = "pass nibabel.load(path)"
+        if not isinstance(image, str | os.PathLike):
+            remedy = "pass nibabel.Nifti1Image(array, affine), or nibabel.load(path)"
+        kind = f"{type(image).__module__}.{type(image).__qualname__}".removeprefix("builtins.")
+        raise TypeError(f"T1w: expected a nibabel image, found a {kind}; {remedy}")
+    try:
+        yield
+    except ImageError as error:
+        if isinstance(error.where, Path):
+            raise
+        raise ImageError(
+            name_of(image), expected=error.expected, found=error.found, remedy=error.remedy
+        ) from error
 
 
 def load_generator(path: str | Path, device: str = "auto") -> Synthesiser:

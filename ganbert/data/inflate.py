@@ -17,6 +17,7 @@ from isal import igzip, isal_zlib
 
 # A byte of a deflate stream stands for at most 1032 bytes (zlib, technical details).
 MAX_DEFLATE_RATIO = 1032
+GZIP_MAGIC = b"\x1f\x8b"
 DAMAGED = (
     gzip.BadGzipFile,
     zlib.error,
@@ -53,6 +54,15 @@ class _Hashed(io.RawIOBase):
 def is_gzip(path: Path) -> bool:
     """Whether the name says that the file is compressed."""
     return path.suffix.lower() == ".gz"
+
+
+def has_gzip_magic(path: Path) -> bool:
+    """Whether the first bytes say that the file is compressed; also if it cannot be opened."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+    except OSError:
+        return True
 
 
 @contextlib.contextmanager

@@ -108,7 +108,7 @@ def from_nibabel(image: Any, unit: str = "arbitrary") -> Volume:
         If it is not 3D or 4D, has no usable orientation, or any voxel is not finite or beyond
         `MAX_VALUE`.
     """
-    name = Path(image.get_filename() or "image")
+    name = name_of(image)
     check_shape(name, tuple(image.shape))
     affine = affine_of(image, name)
     voxels = image.get_fdata(dtype=np.float32, caching="unchanged")
@@ -118,6 +118,11 @@ def from_nibabel(image: Any, unit: str = "arbitrary") -> Volume:
     array = np.ascontiguousarray(apply_orientation(voxels, orientation).transpose(3, 1, 2, 0))
     _check_values(name, array)
     return Volume(array, affine[:, [1, 2, 0, 3]], unit)
+
+
+def name_of(image: Any) -> Path:
+    """Return what to call a nibabel image in an error: its file, or the word image."""
+    return Path(image.get_filename() or "image")
 
 
 def to_nibabel(volume: Volume, *, dtype: npt.DTypeLike = np.float32) -> nib.Nifti1Image:

@@ -12,6 +12,7 @@ the other, nobody knows which side is left, and the image is refused.
 """
 
 import contextlib
+import gzip
 import itertools
 import math
 import os
@@ -26,7 +27,13 @@ import numpy as np
 from nibabel.imageclasses import all_image_classes
 from nibabel.imageglobals import logger as nibabel_logger
 
-from ganbert.data.inflate import DAMAGED, MAX_DEFLATE_RATIO, is_gzip, open_stream
+from ganbert.data.inflate import (
+    DAMAGED,
+    MAX_DEFLATE_RATIO,
+    has_gzip_magic,
+    is_gzip,
+    open_stream,
+)
 from ganbert.data.volume import Affine
 from ganbert.errors import ImageError
 
@@ -82,7 +89,13 @@ class StoredImage:
 def unreadable(path: Path, error: BaseException) -> ImageError:
     """Return what to tell the user when a library or the system cannot read `path`."""
     remedy = "convert or copy the image again"
-    if isinstance(error, DAMAGED):
+    is_torn = isinstance(error, (*DAMAGED, EOFError))
+    if is_torn and is_gzip(path) and not has_gzip_magic(path):
+        found = "a file in .gz that is not gzip"
+        remedy = "convert or copy it again, or if it is a plain NIfTI rename it to .nii"
+    elif isinstance(error, gzip.BadGzipFile) and str(error).startswith("Not a gzipped file"):
+        found = "something else behind its gzip stream"
+    elif isinstance(error, DAMAGED):
         found = "a damaged gzip stream"  # the library's text quotes bytes of the file
     elif isinstance(error, EOFError):
         found = "a gzip stream that is cut short"

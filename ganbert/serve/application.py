@@ -5,15 +5,14 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 
 from ganbert import __version__
 from ganbert.config import ModelCard
 from ganbert.serve.measures import Measures
 from ganbert.serve.pages import add_pages
 from ganbert.serve.pool import Pool
+from ganbert.serve.problems import add_handlers
 from ganbert.serve.routes import Service, data_routes, operator_routes
 from ganbert.serve.settings import Settings
 from ganbert.serve.wire import Wire
@@ -22,6 +21,9 @@ _DESCRIPTION = """\
 Upload a T1w MRI, follow its job, download the synthetic PET.
 
 **Synthetic images, for research use only, not for diagnosis.**
+
+Whatever is refused, an unknown path (404), method (405) or parameter (422) too, is answered in one
+form: `{"detail": "expected ..., found ...; what to do"}` (`Problem`).
 """
 
 
@@ -54,15 +56,8 @@ def make_application(service: Service) -> Wire:
         title="GANBERT", description=_DESCRIPTION, version=__version__, lifespan=live,
         docs_url=None, redoc_url=None,
     )  # fmt: skip
-    app.exception_handler(RequestValidationError)(_refuse)
+    add_handlers(app)
     app.include_router(data_routes(service))
     app.include_router(operator_routes(service))
     add_pages(app)
     return Wire(app, service.measures)
-
-
-async def _refuse(_: Request, error: RequestValidationError) -> JSONResponse:
-    """Say in one line, as all refusals do, what is wrong with a parameter."""
-    problem = error.errors()[0]
-    name = ".".join(str(part) for part in problem["loc"][1:])
-    return JSONResponse({"detail": f"{name}: {problem['msg']}"}, 422)

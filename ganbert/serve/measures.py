@@ -17,7 +17,7 @@ from prometheus_client import (
 
 _REQUEST_BUCKETS = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0)
 _JOB_BUCKETS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
-# Why there is no result: the file was refused at the door, or the job failed.
+# Why there is no result: the upload was refused at the door (any 4xx, or 503), or the job failed.
 FAILURES = ("refused", "image", "timeout", "crash", "internal")
 
 

@@ -34,4 +34,5 @@ def add_pages(app: FastAPI) -> None:
 
     app.add_route("/", page, include_in_schema=False)
     app.add_route("/docs", page, include_in_schema=False)
-    app.mount("/static", StaticFiles(directory=STATIC, check_dir=False), name="static")
+    if is_built():  # else it would answer 500
+        app.mount("/static", StaticFiles(directory=STATIC), name="static")

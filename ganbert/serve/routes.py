@@ -28,6 +28,7 @@ from ganbert.serve.jobs import (
 )
 from ganbert.serve.measures import Measures
 from ganbert.serve.pool import Pool
+from ganbert.serve.problems import check_query
 from ganbert.serve.schemas import (
     Frame,
     Health,
@@ -148,7 +149,8 @@ def data_routes(service: Service) -> APIRouter:
             raise HTTPException(401, text, {"WWW-Authenticate": "Bearer"})
 
     dependencies = [Depends(check_token)] if settings.token else []
-    codes = (401,) if settings.token else ()
+    dependencies.append(Depends(check_query))
+    codes = (401, 422) if settings.token else (422,)
     router = APIRouter(prefix="/v1", dependencies=dependencies, responses=_problems(*codes))
 
     @router.get("/model", tags=["model"])
@@ -273,9 +275,7 @@ async def _accept(service: Service, request: Request, passes: int) -> Job:
             check_announcement(headers.get("content-type"), headers.get("content-length"), limits)
             t1w = await receive(request.stream(), place, limits)
             notes = await asyncio.to_thread(look_through, t1w, limits)
-        except BaseException as error:
-            if isinstance(error, HTTPException):
-                service.measures.failed("refused")
+        except BaseException:
             remove_files(Job(place, place))
             raise
     job = Job(place, t1w, passes, notes)

@@ -8,9 +8,9 @@ NOTICE = "Synthetic image, computed from an MRI. For research use only, not for 
 
 
 class Problem(BaseModel):
-    """Why a request was refused, in one line."""
+    """Why a request was refused: under /v1, and where there is no such path or method."""
 
-    detail: str
+    detail: str = Field(description="One line: expected ..., found ...; what to do.")
 
 
 class Links(BaseModel):

@@ -12,13 +12,12 @@ from pathlib import Path
 
 from starlette.exceptions import HTTPException
 
-from ganbert.data.inflate import discard, open_stream
+from ganbert.data.inflate import GZIP_MAGIC, discard, is_gzip, open_stream
 from ganbert.data.nifti_header import UNREADABLE, StoredImage, open_image, unreadable
-from ganbert.data.nifti_voxels import MAX_TRAILING_BYTES
 from ganbert.errors import ImageError
 from ganbert.serve.settings import Limits
 
-_GZIP_MAGIC = b"\x1f\x8b"
+_BLOCK = 512
 MEDIA_TYPES = ("application/octet-stream", "application/gzip", "application/x-gzip")
 
 
@@ -84,7 +83,7 @@ async def receive(chunks: AsyncIterator[bytes], place: Path, limits: Limits) -> 
         raise HTTPException(408, text) from error
     if count == 0:
         raise HTTPException(400, "expected a T1w as the body, found nothing")
-    return raw.rename(place / ("t1w.nii.gz" if head == _GZIP_MAGIC else "t1w.nii"))
+    return raw.rename(place / ("t1w.nii.gz" if head == GZIP_MAGIC else "t1w.nii"))
 
 
 def look_through(path: Path, limits: Limits) -> tuple[str, ...]:
@@ -102,8 +101,7 @@ def look_through(path: Path, limits: Limits) -> tuple[str, ...]:
     try:
         image = open_image(path)
         _check_size(image, limits)
-        if path.suffix == ".gz":
-            _check_stream(image)
+        _check_length(image)
     except ImageError as error:
         text = f"expected {error.expected}, found {error.found}; {error.remedy}"
         raise HTTPException(422, " ".join(text.split())) from error
@@ -126,17 +124,26 @@ def _check_size(image: StoredImage, limits: Limits) -> None:
         raise HTTPException(413, f"{text}; convert the voxels to int16")
 
 
-def _check_stream(image: StoredImage) -> None:
-    """Read a compressed stream to its end and checksum, or until it is longer than it may be."""
+def _check_length(image: StoredImage) -> None:
+    """Read a compressed stream to its end and checksum; refuse what is shorter or longer.
+
+    Zeros that fill up the last block of 512 bytes are padding, and no part of the image.
+    """
+    packed = is_gzip(image.voxel_path)
     try:
         with open_stream(image.voxel_path) as stream:
-            count = discard(stream, image.stop + MAX_TRAILING_BYTES + 1)
+            count = discard(stream, image.stop)
+            tail = stream.read(_BLOCK) if count == image.stop else b""
     except UNREADABLE as error:
         raise unreadable(image.path, error) from error
-    if image.stop <= count <= image.stop + MAX_TRAILING_BYTES:
+    count += len(tail)
+    is_padding = len(tail) < _BLOCK and count % _BLOCK == 0 and not any(tail)
+    if count == image.stop or (count > image.stop and is_padding):
         return
-    found = f"{count}" if count < image.stop else "more"
-    raise ImageError(
-        "T1w", expected=f"{image.stop} bytes in the compressed stream, as the header says",
-        found=found, remedy="copy or convert the image again",
-    )  # fmt: skip
+    if not packed:
+        found = f"{image.voxel_path.stat().st_size}"
+    else:
+        found = f"{count}" if len(tail) < _BLOCK else "more"
+    expected = f"{image.stop} bytes{' decompressed' if packed else ''}, as its header says"
+    remedy = "copy or convert the image again"
+    raise ImageError("T1w", expected=expected, found=found, remedy=remedy)

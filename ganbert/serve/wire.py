@@ -7,12 +7,14 @@ kernel throw the answer away. So the rest of a refused body is read, for a while
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ganbert.serve.measures import Measures
 
+_UPLOAD = ("POST", "/v1/jobs")
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 64 << 20
 # No script, style, picture or connection that is not the service's own. NiiVue decodes images in
@@ -49,7 +51,13 @@ class Wire:
         # The pages may be kept, if the service is asked whether they are still right; data never.
         is_data = scope["path"].startswith("/v1/")
         headers = _HEADERS | {"Cache-Control": "no-store" if is_data else "no-cache"}
-        request = _Request(receive, send, headers, has_body=_has_body(scope))
+
+        def began_answer(code: int) -> None:
+            is_upload = (scope["method"], getattr(scope.get("route"), "path", None)) == _UPLOAD
+            if is_upload and code >= 400:
+                self.measures.failed("internal" if code == 500 else "refused")
+
+        request = _Request(receive, send, headers, began_answer, has_body=_has_body(scope))
         began = time.monotonic()
         try:
             await self.app(scope, request.receive, request.send)
@@ -71,9 +79,16 @@ class _Request:
     """The two ends of one request, counted."""
 
     def __init__(
-        self, receive: Receive, send: Send, headers: dict[str, str], *, has_body: bool
+        self,
+        receive: Receive,
+        send: Send,
+        headers: dict[str, str],
+        began_answer: Callable[[int], None],
+        *,
+        has_body: bool,
     ) -> None:
         self._receive, self._send, self._headers = receive, send, headers
+        self._began_answer = began_answer
         self.received, self.sent, self.code = 0, 0, 499
         self._is_read = not has_body
 
@@ -86,6 +101,7 @@ class _Request:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.code = message["status"]
+            self._began_answer(self.code)
             headers = MutableHeaders(scope=message)
             for name, value in self._headers.items():
                 headers.setdefault(name, value)

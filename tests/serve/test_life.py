@@ -66,6 +66,7 @@ def test_a_full_queue_says_when_to_come_back(tiny_export: Path, tmp_path: Path) 
         assert full.status == 429
         assert int(full.headers["retry-after"]) >= 1
         assert "2 uploads" in full.json["detail"]
+        assert running.metric('ganbert_serve_failures_total{kind="refused"}') == 1
         assert running.metric("ganbert_serve_queue_length") == 2
         assert running.metric("ganbert_serve_queue_limit") == 2
         assert running.ask("DELETE", waiting[0]["links"]["self"]).status == 204
@@ -84,6 +85,7 @@ def test_sigterm_finishes_what_was_taken(tiny_export: Path, tmp_path: Path) -> N
         refused = running.upload(t1w(4))
         assert refused.status == 503
         assert refused.headers["retry-after"]
+        assert running.metric('ganbert_serve_failures_total{kind="refused"}') == 1
         assert running.ask("GET", "/healthz").status == 200
         worker.resume()
         for job in jobs:
@@ -188,6 +190,7 @@ def test_a_token_is_asked_for(tiny_export: Path, tmp_path: Path) -> None:
             assert answer.status == 401
             assert answer.headers["www-authenticate"] == "Bearer"
             assert running.ask("GET", "/v1/model", None, headers).status == 401
+        assert running.metric('ganbert_serve_failures_total{kind="refused"}') == 4  # uploads alone
         assert not running.files()
         good = {"Authorization": f"Bearer {token}"}
         assert running.upload(t1w(1), good).status == 202

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.serve.images import t1w
-from tests.serve.running import RunningService
+from tests.serve.running import OCTETS, RunningService
 
 pytestmark = pytest.mark.slow  # starts the service itself
 
@@ -44,3 +44,54 @@ def test_the_document_names_every_route_and_its_refusals(service: RunningService
     assert {"202", "400", "408", "413", "415", "422", "429", "503"} <= set(upload["responses"])
     assert "application/octet-stream" in upload["requestBody"]["content"]
     assert "http://" not in str(document)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "detail"),
+    [
+        ("GET", "/nowhere", 404, "expected a path of this service"),
+        ("GET", "/v1/nowhere", 404, "expected a path of this service"),
+        ("GET", "/static/none.js", 404, "expected a path of this service"),
+        ("GET", "/v1/jobs/none", 404, "expected the id of a job"),
+        ("PUT", "/v1/jobs", 405, 'expected POST, found "PUT"'),
+        ("POST", "/healthz", 405, 'expected GET, found "POST"'),
+        ("POST", "/v1/jobs?uncertanty=4", 422, "did you mean 'uncertainty'?"),
+        ("POST", "/v1/jobs?uncertainty=2&x=1", 422, 'expected only uncertainty, found "x"'),
+        ("POST", "/v1/jobs?uncertainty=17", 422, "uncertainty: expected"),
+        ("POST", "/v1/jobs?uncertainty=-1", 422, 'found "-1"'),
+        ("POST", "/v1/jobs?uncertainty=two", 422, 'expected a whole number, found "two"'),
+        ("GET", "/v1/model?verbose=1", 422, 'expected none, found "verbose"; leave it out'),
+        ("GET", f"/v1/model?{'x' * 500}=1", 422, "xxx..."),
+    ],
+)
+def test_whatever_is_refused_is_refused_in_one_form(
+    method: str, path: str, status: int, detail: str, service: RunningService
+) -> None:
+    body = t1w(1) if path.startswith("/v1/jobs?") else None
+    headers = OCTETS if body else {}
+    answer = service.ask(method, path, body, headers)
+    assert answer.status == status
+    assert answer.headers["content-type"] == "application/json"
+    assert list(answer.json) == ["detail"]
+    assert detail in answer.json["detail"]
+    assert "\n" not in answer.json["detail"]
+    if status == 405:
+        assert answer.headers["allow"]
+
+
+def test_the_document_knows_one_form_of_refusals(service: RunningService) -> None:
+    document = service.ask("GET", "/openapi.json").json
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+    for path, methods in document["paths"].items():
+        for about in methods.values():
+            for code, answer in about["responses"].items():
+                if code >= "400" and path.startswith("/v1"):
+                    schema = answer["content"]["application/json"]["schema"]
+                    assert schema == {"$ref": "#/components/schemas/Problem"}
+
+
+def test_no_further_passes_are_no_map(service: RunningService) -> None:
+    answer = service.upload(t1w(1), query="?uncertainty=0")
+    assert answer.status == 202
+    assert answer.json["links"]["uncertainty"] is None
+    service.finish(answer.json["id"])

@@ -102,7 +102,7 @@ DATA_FLOORS = (
 )
 # And inside serve/.
 SERVE_FLOORS = (
-    {"settings", "measures", "folder", "jobs", "schemas", "pages"},
+    {"settings", "measures", "folder", "problems", "jobs", "schemas", "pages"},
     {"uploads", "wire", "worker", "worker_process"},
     {"pool"},
     {"routes"},

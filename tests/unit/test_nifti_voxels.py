@@ -166,3 +166,11 @@ def test_what_stands_behind_the_voxels_is_looked_at(
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(ImageError, match=found):
         read_volume(path)
+
+
+@pytest.mark.parametrize("content", [b"text", b"no image, but some text", b"text " * 1000])
+def test_what_is_no_gzip_is_not_called_a_torn_one(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"not gzip; .*rename it to \.nii"):
+        read_volume(path)

@@ -97,6 +97,35 @@ def test_what_is_no_head_is_refused(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("sub-01_T1w.nii.gz", "found a str; pass nibabel.load(path)"),
+        (Path("sub-01_T1w.nii.gz"), "Path; pass nibabel.load(path)"),
+        (np.ones((8, 8, 8)), "found a numpy.ndarray; pass nibabel.Nifti1Image(array, affine)"),
+        (None, "found a NoneType"),
+    ],
+)
+def test_what_is_no_nibabel_image_is_answered_with_what_to_pass(
+    given: object, found: str, tiny_export: Path
+) -> None:
+    generator = load_generator(tiny_export)
+    for call in (generator, generator.synthesise):
+        with pytest.raises(TypeError, match="expected a nibabel image") as caught:
+            call(given)
+        assert found in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_image_is_named_by_its_file(tiny_export: Path, tmp_path: Path) -> None:
+    two = nib.Nifti1Image(np.random.default_rng(0).random((8, 8, 8, 2), np.float32), np.eye(4))
+    with pytest.raises(ImageError, match=r"^image: expected one volume, found 2 volumes"):
+        load_generator(tiny_export)(two)
+    nib.save(two, tmp_path / "two.nii")
+    with pytest.raises(ImageError, match=r"two\.nii: expected one volume"):
+        load_generator(tiny_export).synthesise(nib.load(tmp_path / "two.nii"))
+
+
 def test_uncertainty_is_repeatable_and_on_the_grid_of_the_pet(tiny_export: Path) -> None:
     generator = load_generator(tiny_export)
     first, second = (generator.synthesise(head(), passes=4) for _ in range(2))

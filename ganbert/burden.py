@@ -207,11 +207,12 @@ def burden_lines(
 
     Returns
     -------
-    `measure` is "suvr", and "centiloid" where tracer and regions have a line. burden_real,
-    burden_fake and bias (their difference) are in it; NaN where the burden is not known.
+    `frame` counts from 1. `measure` is "suvr", and "centiloid" where tracer and regions have a
+    line. burden_real, burden_fake and bias (their difference) are in it; NaN where the burden is
+    not known.
     """
     counts: Line = {
-        "frame": len(next(iter(references.values()))) - 1,
+        "frame": len(next(iter(references.values()))),
         "num_target_voxels": int(np.isin(labels, plan.target_labels).sum()),
         "num_reference_voxels": int(np.isin(labels, plan.reference_labels).sum()),
     }

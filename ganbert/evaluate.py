@@ -180,8 +180,8 @@ def _region_lines(
     for reference in references:
         for method in pets:
             for region, frames in means[reference].items():
-                for frame, real in enumerate(frames):
-                    fake = means[method][region][frame]
+                both = zip(frames, means[method][region], strict=True)
+                for frame, (real, fake) in enumerate(both, start=1):
                     yield {
                         **_identity(row),
                         "method": method,

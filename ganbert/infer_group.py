@@ -2,6 +2,7 @@
 
     group_pet.tsv       a line an image: flags, measures, burden where it can be read
     group_regions.tsv   a line for each image, frame and region of a segmentation
+    group_regions.json  what its columns mean, the images that are not in it, labels without a name
     group_pet.html      the same for people, those with warnings first
 
 A segmentation is a `_dseg.nii[.gz]` on the subject's T1w, with the table of its regions beside or
@@ -12,6 +13,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,18 @@ from ganbert.tables import Line, write_tsv
 from ganbert.tracers import get_tracer
 
 PET_TABLE, REGION_TABLE = "group_pet.tsv", "group_regions.tsv"
+REGION_SIDECAR = "group_regions.json"
+_NO_SEGMENTATION = "no segmentation (_dseg with the table of its regions)"
+_MOST_NAMED = 20
+_COLUMNS = {
+    "frame": "Number of the frame, from 1 on, as in the names of the pictures",
+    "index": "Label in the segmentation",
+    "region": "Name of the label in the segmentation's table",
+    "mean": "Mean of the synthetic PET over the region's voxels in its field of view, in `unit`",
+    "volume_ml": "Volume of the whole region",
+    "inside": "Share of the region's voxels in the field of view of the PET, 0 to 1",
+    "segmentation": "File name of the segmentation",
+}
 _ON_T1W = ("", "T1w", "orig")
 _MEASURES = (
     "coverage", "voxel_mm", "mean", "std", "foreground", "brightness", "contrast", "core", "skew",
@@ -83,25 +97,84 @@ def infer_group(
             remedy="run it with `participant` first",
         )
     folders = _segmentation_folders(bids_dir, segmentations)
-    lines: list[Line] = []
-    region_lines: list[Line] = []
-    for each in track(made, description="group", console=console):
-        line, regions, problem = _measure(each, folders)
-        lines.append(line)
-        region_lines += regions
-        if problem:
-            _say(console, f"{each.label}: no regional values: {problem}")
+    shown = track(made, description="group", console=console)
+    measured = [_measure(each, folders) for each in shown]
+    regions = [line for each in measured for line in each.regions]
     tables = [PET_TABLE]
-    _write_table(out_dir / PET_TABLE, lines)
-    if region_lines:
-        tables.append(REGION_TABLE)
-        _write_table(out_dir / REGION_TABLE, region_lines)
+    _write_table(out_dir / PET_TABLE, [each.line for each in measured])
+    if regions:
+        tables += [REGION_TABLE, REGION_SIDECAR]
+        _write_table(out_dir / REGION_TABLE, regions)
+        derivatives.write_json(out_dir / REGION_SIDECAR, _region_sidecar(measured))
     else:
-        (out_dir / REGION_TABLE).unlink(missing_ok=True)
-    page = write_group(out_dir, made, region_lines, derivatives.model_facts(description), tables)
-    with_regions = len({(line["subject"], line["session"]) for line in region_lines})
+        for name in (REGION_TABLE, REGION_SIDECAR):
+            (out_dir / name).unlink(missing_ok=True)
+    remarks = _remarks(measured)
+    for remark in remarks:
+        _say(console, f"warning: {remark}")
+    facts = derivatives.model_facts(description)
+    page = write_group(out_dir, made, regions, facts, tables, remarks)
+    with_regions = sum(bool(each.regions) for each in measured)
     _say(console, f"{len(made)} images, {with_regions} with regional values: {page}")
     return page
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was read of one image.
+
+    Attributes
+    ----------
+    line : of `group_pet.tsv`
+    regions : lines of `group_regions.tsv`
+    missing : why there are no regional values
+    unnamed : label that the segmentation has and its table has not -> number of voxels
+    segmentation : its file name
+    """
+
+    label: str
+    line: Line
+    regions: list[Line] = field(default_factory=list)
+    missing: str | None = None
+    unnamed: Mapping[int, int] = field(default_factory=dict)
+    segmentation: str = ""
+
+
+def _remarks(measured: Sequence[_Measured]) -> list[str]:
+    """What a reader of the table of regions would not see: who and what is not in it, and why."""
+    remarks = []
+    for each in measured:
+        if each.unnamed:
+            labels = _shorten([str(label) for label in each.unnamed])
+            num = sum(each.unnamed.values())
+            remarks.append(
+                f"{each.label}: labels of {each.segmentation} that its table does not name are "
+                f"left out: {labels} ({num} voxels)"
+            )
+    has_any = any(each.regions for each in measured)
+    reasons: dict[str, list[str]] = {}
+    for each in measured:
+        # That nobody has a segmentation is no remark: the summary and the page say so.
+        if each.missing and (has_any or each.missing != _NO_SEGMENTATION):
+            reasons.setdefault(each.missing, []).append(each.label)
+    remarks += [f"no regional values of {_shorten(who)}: {why}" for why, who in reasons.items()]
+    return remarks
+
+
+def _shorten(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _region_sidecar(measured: Sequence[_Measured]) -> dict[str, Any]:
+    missing = {each.label: each.missing for each in measured if each.missing}
+    unnamed = {
+        each.label: {str(label): num for label, num in each.unnamed.items()}
+        for each in measured
+        if each.unnamed
+    }
+    columns = {name: {"Description": text} for name, text in _COLUMNS.items()}
+    return {**columns, "ImagesWithoutRegions": missing, "VoxelsOfUnnamedLabels": unnamed}
 
 
 def _say(console: Console, text: str) -> None:
@@ -139,8 +212,7 @@ def _segmentation_folders(bids_dir: Path, more: Sequence[Path]) -> list[Path]:
     return [*more, *below, bids_dir]
 
 
-def _measure(made: Made, folders: Sequence[Path]) -> tuple[Line, list[Line], str | None]:
-    """Lines of both tables for one image, and why there are no regional values."""
+def _measure(made: Made, folders: Sequence[Path]) -> _Measured:
     entities = dict(part.split("-", 1) for part in made.image.name.split("_") if "-" in part)
     tracer = str(model_tracer(made))
     identity: Line = {
@@ -161,17 +233,25 @@ def _measure(made: Made, folders: Sequence[Path]) -> tuple[Line, list[Line], str
     try:
         found = find_segmentation(folders, entities["sub"], entities.get("ses"))
         if found is None:
-            return line, [], None
+            return _Measured(made.label, line, missing=_NO_SEGMENTATION)
         dseg, names = found
         pet = read_volume(made.image, identity["unit"])
         labels = read_volume(dseg)
         regions = list(region_lines(identity, pet, labels, names, dseg.name))
+        unnamed = _unnamed_labels(labels, names)
         plan = plan_burden(tracer, names)
         if plan is not None:
             line |= _burden(pet, labels, plan)
     except GanbertError as error:
-        return line, [], str(error)
-    return line, regions, None
+        return _Measured(made.label, line, missing=str(error))
+    missing = None if regions else f"no voxel of {dseg.name} has a label that its table names"
+    return _Measured(made.label, line, regions, missing, unnamed, dseg.name)
+
+
+def _unnamed_labels(labels: Volume, names: Mapping[int, str]) -> dict[int, int]:
+    found, nums = np.unique(np.rint(labels.array[0]).astype(np.int64), return_counts=True)
+    pairs = zip(found.tolist(), nums.tolist(), strict=True)
+    return {label: num for label, num in pairs if label and label not in names}
 
 
 def model_tracer(made: Made) -> str:
@@ -252,8 +332,8 @@ def region_lines(
 
     Returns
     -------
-    Lines of `group_regions.tsv`. `mean` counts only voxels inside the field of view of the PET;
-    `inside` is their share, 0..1, and mean is NaN where it is 0.
+    Lines of `group_regions.tsv`, frames from 1 on. `mean` counts only voxels inside the field of
+    view of the PET; `inside` is their share, 0..1, and mean is NaN where it is 0.
     """
     array = np.rint(labels.array[0]).astype(np.int64)
     where = np.flatnonzero(np.isin(array, list(names)))
@@ -273,7 +353,7 @@ def region_lines(
         own_inside = found[inside] == label
         if not own.any():
             continue
-        for frame, sampled in enumerate(values):
+        for frame, sampled in enumerate(values, start=1):
             yield {
                 **identity,
                 "frame": frame,

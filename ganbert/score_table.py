@@ -125,7 +125,7 @@ def show_burden(about: Line, agreement: Sequence[Line], ours: str, console: Cons
     target, reference = (name_regions(about[f"{side}_regions"]) for side in ("target", "reference"))
     caption = (
         f"SUVR of {target} over {reference}, each PET over its own, in frame "
-        f"{about['frame'] + 1} (the last); {num} of {about['num_subjects']} subjects have one. "
+        f"{about['frame']} (the last); {num} of {about['num_subjects']} subjects have one. "
         "Bias: synthesised - real, \u00b1 half its 95 % interval; limits: \u00b1 1.96 SD around "
         "it; Lin: concordance, with its 95 % interval."
     )

@@ -153,17 +153,17 @@ def write_burden(run: Path, subjects: list[str]) -> dict[str, Any]:
     keys = ("tracer", "reference", "method", "measure")
     burden = {
         "target_regions": ["frontal"], "reference_regions": ["pons"], "regions_source": "a test",
-        "frame": 1, "num_subjects": len(subjects), "centiloid_source": "Nobody",
+        "frame": 2, "num_subjects": len(subjects), "centiloid_source": "Nobody",
         "centiloid_note": "Centiloid: line of Nobody et al. 1999; here an approximation.",
         "agreement": [finite(x) for x in agreement_lines(lines, keys=keys, value="burden")],
     }  # fmt: skip
     regions = [
         {"subject": name, "tracer": "AV45", "method": "ganbert", "reference": "real",
          "region": region, "name": title, "frame": frame,
-         "mean_fake": k + region + frame, "mean_real": float(k)}
+         "mean_fake": k + region + frame - 1, "mean_real": float(k)}
         for region, title in ((1, "frontal"), (2, "n/a"))
         for k, name in enumerate(subjects)
-        for frame in (0, 1)
+        for frame in (1, 2)
     ]  # fmt: skip
     return {"agreement": [finite(x) for x in agreement_lines(regions)], "burden": burden}
 

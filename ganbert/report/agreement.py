@@ -145,7 +145,7 @@ def _about(burden: dict[str, Any], lines: Sequence[AgreementLine]) -> tuple[str,
     )
     about = (
         f"Mean SUVR of {target} over {reference}, each PET divided by its own reference, in frame "
-        f"{int(burden['frame']) + 1} (the last, late uptake); {num} of {burden['num_subjects']} "
+        f"{burden['frame']} (the last, late uptake); {num} of {burden['num_subjects']} "
         f"subjects have one. Regions: {burden['regions_source']}."
     )
     return about, str(burden["centiloid_note"])
@@ -185,7 +185,7 @@ def _region_table(lines: Sequence[AgreementLine], unit: str, ours: str) -> Agree
         if line.keys["frame"] == last:
             name, region = str(line.keys.get("name", "n/a")), line.keys["region"]
             rows.append((f"region {region}" if name == "n/a" else name, _figures(line, 3)))
-    label = f"Agreement of regional means, {ours}, frame {int(last) + 1}"
+    label = f"Agreement of regional means, {ours}, frame {int(last)}"
     return AgreementTable(label, _heads(unit), rows) if rows else None
 
 

@@ -244,6 +244,7 @@ def write_group(
     regions: Sequence[Mapping[str, Any]],
     facts: Mapping[str, str],
     tables: Sequence[str],
+    remarks: Sequence[str] = (),
 ) -> Path:
     """Write `OUT/group_pet.html`: every image with its flags, and the spread of measures.
 
@@ -252,7 +253,8 @@ def write_group(
     made : finished images
     regions : lines of the table of regions; may be empty
     facts : of model and run
-    tables : names of the TSV files beside it
+    tables : names of the files beside it
+    remarks : which images and labels have no regional values, and why
 
     Raises
     ------
@@ -276,6 +278,7 @@ def write_group(
         has_regions=bool(regions),
         facts=list(facts.items()),
         tables=tables,
+        remarks=remarks,
         version=__version__,
     )  # fmt: skip
     file = out / "group_pet.html"
@@ -312,7 +315,7 @@ def _region_charts(regions: Sequence[Mapping[str, Any]]) -> list[Drawing]:
         if int(line["frame"]) == last and np.isfinite(line["mean"]):
             groups.setdefault(str(line["region"]), []).append((line["subject"], line["mean"]))
     unit = str(regions[0]["unit"])
-    return [_strip(f"Regions, frame {last + 1}", groups, unit, key="regions")] if groups else []
+    return [_strip(f"Regions, frame {last}", groups, unit, key="regions")] if groups else []
 
 
 def _strip(

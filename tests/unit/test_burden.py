@@ -179,12 +179,12 @@ def test_lines_compare_suvr_and_centiloid() -> None:
     assert (of_truth["burden_real"], of_truth["bias"]) == (1.0, 0.5)
     # Navitsky et al. 2018: 183.07 * 1.5 - 177.26.
     assert centiloid["burden_real"] == pytest.approx(97.345)
-    assert (suvr["frame"], suvr["num_target_voxels"], suvr["num_reference_voxels"]) == (1, 2, 2)
+    assert (suvr["frame"], suvr["num_target_voxels"], suvr["num_reference_voxels"]) == (2, 2, 2)
     assert set(BURDEN_KEYS) <= suvr.keys()
     about = describe_burden(chosen, lines)
     assert about["centiloid_source"].startswith("Navitsky")
     assert about["centiloid_note"].endswith("an approximation.")
-    assert (about["num_subjects"], about["frame"]) == (1, 1)
+    assert (about["num_subjects"], about["frame"]) == (1, 2)
 
 
 def test_regions_of_ones_own_have_no_centiloid_and_it_is_said_why() -> None:

@@ -186,7 +186,7 @@ def test_regions_tell_the_bias_of_each(run: Path) -> None:
     lines = read_tsv(evaluate(run, console=QUIET) / "regions.tsv")
     assert len(lines) == 2 * 2 * 2 * 2 * 2  # subjects, methods, references, regions, frames
     line = only(lines, subject="e", method="mean_of_training", reference="real",
-                region="2", frame="1")  # fmt: skip
+                region="2", frame="2")  # fmt: skip
     prepared = run.parent / "data"
     real = read_cached(prepared, load_index(prepared).rows[4].pet)[1, 6:8, 4:6, 4:6].mean()
     baseline = mean_of_training(prepared, load_index(prepared).rows[:3])[1, 6:8, 4:6, 4:6].mean()
@@ -208,11 +208,11 @@ def test_agreement_is_over_subjects_per_region_frame_and_method(run: Path) -> No
     folder = evaluate(run, console=QUIET)
     lines = read_tsv(folder / "agreement.tsv")
     assert len(lines) == 2 * 2 * 2 * 2  # methods, references, regions, frames
-    line = only(lines, method="ganbert", reference="truth", region="2", frame="1")
+    line = only(lines, method="ganbert", reference="truth", region="2", frame="2")
     biases = [
         float(x["bias"])
         for x in read_tsv(folder / "regions.tsv")
-        if (x["method"], x["reference"], x["region"], x["frame"]) == ("ganbert", "truth", "2", "1")
+        if (x["method"], x["reference"], x["region"], x["frame"]) == ("ganbert", "truth", "2", "2")
     ]
     assert line["num"] == "2"
     assert float(line["bias"]) == pytest.approx(np.mean(biases), rel=1e-3)
@@ -257,7 +257,7 @@ def test_the_burden_is_in_the_last_frame_and_divided_by_each_own_reference(run: 
     line = only(lines, subject="e", method="mean_of_training", reference="real", measure="suvr")
     assert float(line["burden_real"]) == pytest.approx(real, rel=1e-4)
     assert float(line["burden_fake"]) == pytest.approx(baseline, rel=1e-4)
-    assert (line["frame"], line["num_target_voxels"]) == ("1", "8")
+    assert (line["frame"], line["num_target_voxels"]) == ("2", "8")
     scaled = only(lines, subject="e", method="mean_of_training", reference="real",
                   measure="centiloid")  # fmt: skip
     assert float(scaled["burden_real"]) == pytest.approx(183.07 * real - 177.26, rel=1e-3)

@@ -111,8 +111,14 @@ SERVE_FLOORS = (
     {"command"},
 )
 ONLY_IMPORTERS = {
-    "fastapi": {"serve.application", "serve.pages", "serve.routes"},
-    "starlette": {"serve.pages", "serve.routes", "serve.uploads", "serve.wire"},
+    "fastapi": {"serve.application", "serve.pages", "serve.problems", "serve.routes"},
+    "starlette": {
+        "serve.pages",
+        "serve.problems",
+        "serve.routes",
+        "serve.uploads",
+        "serve.wire",
+    },
     "uvicorn": {"serve.server"},
     "isal": {"data.inflate"},
     "deepspeed": {"engines", "engine_config", "engine_files", "monitor", "doctor"},

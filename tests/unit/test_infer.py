@@ -20,6 +20,7 @@ from ganbert.bids_options import expand_lists
 from ganbert.errors import CheckpointError, ConfigError, DatasetError, ImageError, OutputError
 from ganbert.infer import InferOptions, infer, read_ahead
 from ganbert.infer_inputs import find_scans
+from ganbert.report.inference import write_subject
 from ganbert.tables import read_tsv
 
 QUIET = Console(file=io.StringIO())
@@ -342,7 +343,10 @@ def test_sessions_and_a_filter_file_choose(bids: Path, tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{torn", "no JSON"),
-        ("[]", "a list"),
+        ("[]", "found a list; write an object"),
+        ("[1]", "found a list; write an object"),
+        ("3", "found a number; write an object"),
+        ('{"t1w": [1]}', "found a list as t1w; give it an object"),
         ('{"T1w": {}}', "no filter for t1w"),
         ('{"t1w": {"acquisitoin": "x"}}', "did you mean 'acquisition'"),
         ('{"t1w": {"run": {"a": 1}}}', "a value of run"),
@@ -400,6 +404,18 @@ def test_the_page_of_a_subject_shows_flags_and_pictures(
     assert sidecar["GanbertQuality"]["Flags"]
     for flag in sidecar["GanbertQuality"]["Flags"]:
         assert flag["Text"][:20] in page
+
+
+def test_a_plane_near_the_origin_is_not_at_minus_zero(
+    bids: Path, tmp_path: Path, tiny_export: Path
+) -> None:
+    options = InferOptions(participant_labels=["01"])
+    infer(bids, tmp_path / "out", model=tiny_export, options=options, console=QUIET)
+    (file,) = (tmp_path / "out" / "sub-01" / "figures").glob("*.json")
+    about = json.loads(file.read_text()) | {"point_mm": [-0.3, 0.2, -1.6]}
+    file.write_text(json.dumps(about))
+    page = write_subject(tmp_path / "out", "sub-01", {}).read_text()
+    assert "x = 0, y = 0, z = -2 mm" in page
 
 
 def test_where_the_dataset_departs_from_bids_is_said(
@@ -462,7 +478,7 @@ def test_the_group_has_regional_values_and_a_page(
     infer(segmented, out, level="group", console=QUIET)
     lines = read_tsv(out / "group_regions.tsv")
     assert [(line["region"], line["frame"]) for line in lines] == [
-        (region, frame) for region in ("left", "right", "far") for frame in "01"
+        (region, frame) for region in ("left", "right", "far") for frame in "12"
     ]
     pet = nib.load(image)
     voxels = nib.affines.apply_affine(
@@ -480,6 +496,42 @@ def test_the_group_has_regional_values_and_a_page(
     page = (out / "group_pet.html").read_text()
     assert 'href="sub-01.html"' in page
     assert "sub-01/figures/" in page
+
+
+def test_the_group_says_which_images_and_labels_have_no_regional_values(
+    segmented: Path, tmp_path: Path, tiny_export: Path
+) -> None:
+    out = tmp_path / "out"
+    for label in ("02", "03"):
+        write_t1w(segmented, f"sub-{label}_T1w")
+    file = next(segmented.rglob("*_dseg.nii.gz"))
+    image = nib.load(file)
+    labels = np.asarray(image.dataobj).copy()
+    labels[20:22, 12:14, 12], labels[25, 12, 12] = 7, 9
+    nib.save(nib.Nifti1Image(labels, image.affine), file)
+    other = segmented / "derivatives" / "seg" / "sub-03" / "anat" / "sub-03_dseg.nii.gz"
+    other.parent.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(np.where(labels == 9, 9, 0).astype(np.int16), image.affine), other)
+    infer(segmented, out, model=tiny_export, console=QUIET)
+    console = Console(file=io.StringIO(), width=300)
+    infer(segmented, out, level="group", console=console)
+    names = "labels of sub-01_dseg.nii.gz that its table does not name are left out: 7, 9 (5 voxels"
+    of_two = "no regional values of sub-02: no segmentation (_dseg with the table of its regions)"
+    of_three = "no regional values of sub-03: no voxel of sub-03_dseg.nii.gz has a label that"
+    page = (out / "group_pet.html").read_text()
+    for text in (names, of_two, of_three):
+        assert f"warning: {'sub-01: ' if text is names else ''}{text}" in told(console)
+        assert text in page
+    assert "3 images, 1 with regional values" in told(console)
+    about = json.loads((out / "group_regions.json").read_text())
+    assert list(about["ImagesWithoutRegions"]) == ["sub-02", "sub-03"]
+    assert about["VoxelsOfUnnamedLabels"] == {"sub-01": {"7": 4, "9": 1}, "sub-03": {"9": 1}}
+    columns = read_tsv(out / "group_regions.tsv")[0].keys()
+    assert {name for name in about if name.islower()} <= columns
+    # Gone with what it is about.
+    shutil.rmtree(segmented / "derivatives")
+    infer(segmented, out, level="group", console=QUIET)
+    assert not list(out.glob("group_regions.*"))
 
 
 def test_the_group_needs_images(tmp_path: Path, bids: Path, tiny_export: Path) -> None:

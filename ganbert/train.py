@@ -10,6 +10,7 @@ run.yaml. Exit codes: 0 finished, 1 a bug or a dead rank, 2 a mistake that the u
 interrupted (SIGTERM, Ctrl-C) and saved: run the same command again to go on.
 """
 
+import gc
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from pathlib import Path
 # and others would hide packages of the same name.
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     del sys.path[0]
+    # Until `main`: else the collector goes through what is imported again and again.
+    gc.disable()
 
 import contextlib
 import functools
@@ -311,11 +314,6 @@ def open_loader(run: Run, engines: Engines, world: World, state: TrainingState) 
     )
 
 
-def open_monitors(run: Run, state: TrainingState) -> list[MonitorSink]:
-    """TensorBoard and Weights & Biases, where the recipe asks for them."""
-    return MonitorSink.open(run.recipe.generator_engine, run.output, state.samples_seen)
-
-
 def run_training(
     run: Run,
     world: World,
@@ -338,6 +336,7 @@ def run_training(
             rewind(run.output, state.samples_seen)
         barrier()  # whose RUN is not ours, no rank writes into
         port = run.recipe.run.metrics_port if world.local_rank == 0 else None
+        monitors = run.recipe.generator_engine, run.output, state.samples_seen
         telemetry = opened.enter_context(
             Telemetry(
                 run.output,
@@ -348,7 +347,7 @@ def run_training(
                 ranks=world.ranks_here,
                 num_ranks=world.size,
                 build=run.build_labels(world.describe_device()),
-                sinks=open_monitors(run, state) if first else (),
+                sinks=MonitorSink.open(*monitors) if first else (),
             )
         )
         alarm.on_failure(telemetry.close)
@@ -374,6 +373,8 @@ def run_training(
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of every rank."""
+    gc.freeze()  # what is imported stays
+    gc.enable()
     # Most mistakes are found by all ranks: one a node says so.
     with one_line_errors(quiet=os.environ.get("LOCAL_RANK", "0") != "0"), Meeting():
         run, state = plan(parse_options(sys.argv[1:] if arguments is None else arguments))

@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,15 @@ def engine() -> Iterator[Engine]:
     engine, wheels = Engine(folder), folder / "wheels"
     try:
         try:
-            if not engine.has_base():
-                engine.make_base()
-            if not wheels.exists():
-                fill_wheelhouse(wheels)
+            # Each waits for the network and the disk more than it computes.
+            with ThreadPoolExecutor() as side_by_side:
+                made = []
+                if not engine.has_base():
+                    made.append(side_by_side.submit(engine.make_base))
+                if not wheels.exists():
+                    made.append(side_by_side.submit(fill_wheelhouse, wheels))
+            for one in made:
+                one.result()
         except Unavailable as reason:
             pytest.skip(f"containers cannot be built or run here: {reason}")
         for target in TARGETS:

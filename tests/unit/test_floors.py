@@ -28,6 +28,7 @@ FLOORS = (
         "supervisor",
         "tables",
         "tracers",
+        "usage",
         "weights_only",
     },
     {"exporter", "folder_lock", "monitor", "recipe", "train_options"},

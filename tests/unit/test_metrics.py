@@ -223,6 +223,14 @@ def test_sessions_of_one_subject_count_once() -> None:
     assert summary[GAIN, "psnr"]["mean"] == 1.5  # (12 - 11, 20 - 18)
 
 
+def test_the_summary_states_no_interval_of_two_subjects() -> None:
+    for num in (2, 3):
+        methods = ("ganbert", "mean_of_training")
+        lines = [line(s, m, 20 + len(m) * k) for k, s in enumerate("abc"[:num]) for m in methods]
+        bounds = [end for x in summarise(lines) for end in (x["low"], x["high"])]
+        assert {math.isnan(end) for end in bounds} == {num < 3}
+
+
 def test_the_head_mask_fills_the_skull_and_drops_what_floats() -> None:
     d, h, w = np.indices((64, 64, 64)) - 31.5
     radius = np.sqrt(d**2 + h**2 + w**2)

@@ -79,6 +79,23 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "reweight": ("ganbert_literal", {_RATIO: None, _NOISE: 0.5, "losses.reweight": True}),
     "lazy": ("ganbert_literal", {_RATIO: None, _NOISE: 0.5, "losses.lazy_above_accuracy": 0.75}),
     "warmup_3": ("ganbert_literal", {_RATIO: 3.0, "losses.adversary_warmup_steps": 150}),
+    # The same where the slope is more than noise (0006), so that NSP has something to say.
+    "chord_r1_3": (
+        "ganbert_literal",
+        {_RATIO: 3.0, _GRADIENT: "chord", "losses.r1": 10.0, "losses.r1_sigma": 0.5},
+    ),
+    "chord_smooth_3": (
+        "ganbert_literal",
+        {_RATIO: 3.0, _GRADIENT: "chord", "losses.label_smoothing": 0.1},
+    ),
+    "chord_lazy_3": (
+        "ganbert_literal",
+        {_RATIO: 3.0, _GRADIENT: "chord", "losses.lazy_above_accuracy": 0.75},
+    ),
+    "chord_warmup_3": (
+        "ganbert_literal",
+        {_RATIO: 3.0, _GRADIENT: "chord", "losses.adversary_warmup_steps": 150},
+    ),
     "cnn_1": ("ganbert_literal", {**_CNN, _RATIO: 1.0}),
     "cnn_spectral_1": (
         "ganbert_literal",

@@ -18,7 +18,7 @@ from scipy import stats
 from torchmetrics.functional.regression import concordance_corrcoef
 
 from ganbert.data.volume import Array, FloatArray, Mask
-from ganbert.tables import Line
+from ganbert.tables import MIN_SUBJECTS, Line
 
 IMAGE_FIGURES = ("intensity_distance", "top_recall")
 SHARES = ("top_recall",)  # of them, those within 0..1
@@ -352,7 +352,8 @@ def agreement_lines(
     Returns
     -------
     One line a group: `keys`, num (subjects), and each of bias, lower_limit, upper_limit, pearson
-    and concordance with its bounds (`_low`, `_high`).
+    and concordance with its bounds (`_low`, `_high`). Below `MIN_SUBJECTS` subjects bounds and
+    limits are NaN.
     """
     groups: dict[tuple[Any, ...], dict[str, list[tuple[float, float]]]] = {}
     for line in lines:
@@ -372,6 +373,9 @@ def agreement_lines(
             "pearson": pearson(fake, real),
             "concordance": concordance(fake, real),
         }
+        if limits.num < MIN_SUBJECTS:
+            estimates = {n: Estimate(e.value, math.nan, math.nan) for n, e in estimates.items()}
+            estimates |= {"lower_limit": _UNKNOWN, "upper_limit": _UNKNOWN}
         table.append({**dict(zip(keys, key, strict=True)), "num": limits.num, **_flat(estimates)})
     return table
 

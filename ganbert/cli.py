@@ -14,6 +14,7 @@ import typer
 from ganbert import __version__, bids_options, stop_signals
 from ganbert.config import GRIDS
 from ganbert.errors import EXIT_SOME_REFUSED, one_line_errors
+from ganbert.usage import Verbs
 
 Size = Literal["tiny", "small", "demo", "paper"]
 Layout = Literal["bids", "adni", "table"]
@@ -25,13 +26,11 @@ Run = Annotated[Path, typer.Argument(help="Output folder of `train`.")]
 MovedData = Annotated[
     Path | None, typer.Option("--data", help="Prepared folder, if it moved since the training.")
 ]
-Device = Annotated[
-    Literal["auto", "cpu", "cuda"], typer.Option("--device", help="auto: a GPU if there is one.")
-]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU, if any.")]
 
 app = typer.Typer(
     name="ganbert",
-    cls=stop_signals.StoppableGroup,
+    cls=Verbs,
     help="Synthesise PET from T1-weighted MRI (Shin et al. 2020). For research, not for diagnosis.",
     no_args_is_help=True,
     add_completion=False,

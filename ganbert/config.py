@@ -7,7 +7,7 @@ nowhere else; everything else stands here.
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, model_validator
 
 from ganbert.strict import Strict
 
@@ -112,7 +112,10 @@ class DiscriminatorConfig(Strict):
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size must be a multiple of num_heads ({self.num_heads})")
+            raise ValueError(
+                f"hidden_size as a multiple of num_heads ({self.num_heads}): each head takes an "
+                "equal part of it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -152,8 +155,8 @@ class LossConfig(Strict):
     def _a_share_of_something(self) -> Self:
         if self.max_adversarial_ratio is not None and self.l1 == 0:
             raise ValueError(
-                "max_adversarial_ratio is a share of L1's gradient: with l1 = 0 the generator "
-                "would learn nothing (set l1, or max_adversarial_ratio: null)"
+                "l1 above 0, or max_adversarial_ratio null: it is a share of L1's gradient, and a "
+                "share of nothing would teach the generator nothing"
             )
         return self
 
@@ -173,6 +176,11 @@ _REINS = {
     "dropout_for_generator": _WITH_BERT,
     "spectral_norm": _WITH_CNN,
 }
+# Those of them with a default that weighs something.
+_WEIGHTS = ("nsp", "mlm", "patch")
+# Context of validation: what is read was written with all defaults filled in (run.json), and does
+# not tell what the user gave.
+DEFAULTS_WRITTEN = "defaults_written"
 # Those that act on the heads that tell real from generated.
 _OF_REAL_OR_GENERATED = ("reweight", "label_smoothing", "lazy_above_accuracy")
 
@@ -238,17 +246,20 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
-    def _reins_hold_something(self) -> Self:
+    def _reins_hold_something(self, info: ValidationInfo) -> Self:
         kind = self.discriminator.kind
+        filled_in = (info.context or {}).get(DEFAULTS_WRITTEN, False)
         for name, kinds in _REINS.items():
             section: Strict = self.losses if name in LossConfig.model_fields else self.discriminator
-            default = type(section).model_fields[name].default
-            # No weight where there is nothing to weigh: a recipe may say so.
-            idle = (default, 0) if name in ("nsp", "mlm", "patch") else (default,)
+            idle = [type(section).model_fields[name].default]
+            if name in _WEIGHTS:
+                given = name in section.model_fields_set and not filled_in
+                # No weight where there is nothing to weigh: a recipe may say so.
+                idle = [0] if given else [0, *idle]
             if kind not in kinds and getattr(section, name) not in idle:
                 raise ValueError(
-                    f"{name} has nothing to act on with discriminator.kind {kind}: remove it, or "
-                    f"choose {' or '.join(kinds)}"
+                    f"no {name}, or discriminator.kind {' or '.join(kinds)}: with {kind} {name} "
+                    "has nothing to act on"
                 )
         if kind == "bert" and not self.losses.nsp:
             for name in _OF_REAL_OR_GENERATED:
@@ -264,8 +275,10 @@ class RunConfig(Strict):
         noises = ("dropout", "attention_dropout", "value_noise")
         noisy = [name for name in noises if getattr(self.discriminator, name) > 0]
         if self.losses.r1 > 0 and self.discriminator.has_bert and noisy:
-            rule = "r1 compares two passes through BERT that differ in r1_sigma alone"
-            raise ValueError(f"{rule}: set {', '.join(noisy)} to 0")
+            raise ValueError(
+                f"{' and '.join(noisy)} of 0, or no r1: it compares two passes through BERT that "
+                "differ in r1_sigma alone"
+            )
         return self
 
 

@@ -48,7 +48,7 @@ from ganbert.metrics import (
 from ganbert.predict import Predictor, load_predictor
 from ganbert.run_folder import name_method, read_description
 from ganbert.score_table import MASKS, show_burden, show_scores
-from ganbert.tables import Line, finite, write_tsv
+from ganbert.tables import MIN_SUBJECTS, Line, finite, write_tsv
 
 Labels = npt.NDArray[np.int32]
 METHODS = ("ganbert", "mean_of_training", "zero")
@@ -257,7 +257,8 @@ def _about(
         "num_images": len(rows),
         "data_range": list(card.data_range),
         "ssim_window": ssim_window(card.pet_grid.shape),
-        "interval": f"95 %, Student's t over subjects; {', '.join(SHARES)}: of the logit",
+        "interval": f"95 %, Student's t over subjects; {', '.join(SHARES)}: of the logit; "
+        f"none below {MIN_SUBJECTS} subjects",
         "num_steps": card.num_steps,
         "index_sha256": index_sha256,
         "weights_sha256": card.weights_sha256,

@@ -24,7 +24,7 @@ from ganbert.data.conform import otsu_threshold
 from ganbert.data.nifti import resample
 from ganbert.data.volume import Affine, Array, FloatArray, Mask, Volume
 from ganbert.errors import DatasetError
-from ganbert.tables import Line
+from ganbert.tables import MIN_SUBJECTS, Line
 
 METRICS = ("psnr", "ssim", "rmse", "mae")
 GAIN = "ganbert - mean_of_training"
@@ -278,9 +278,9 @@ def summarise(
 
     Returns
     -------
-    Lines with the keys tracer, reference, mask, method, metric, mean, low, high, num. The method
-    `GAIN` is the paired difference between the generator and the mean of the training PETs; that of
-    two shares lies within -1..1.
+    Lines with the keys tracer, reference, mask, method, metric, mean, low, high, num; the bounds
+    are NaN below `MIN_SUBJECTS` subjects. The method `GAIN` is the paired difference between the
+    generator and the mean of the training PETs; that of two shares lies within -1..1.
     """
     groups: dict[tuple[str, str, str, str], list[Line]] = {}
     for line in lines:
@@ -301,4 +301,6 @@ def summarise(
 
 
 def _summary_line(keys: Line, method: str, metric: str, interval: Interval) -> Line:
+    if interval.num < MIN_SUBJECTS:
+        interval = Interval(interval.mean, math.nan, math.nan, interval.num)
     return {**keys, "method": method, "metric": metric, **asdict(interval)}

@@ -8,7 +8,7 @@ operations (convolutions, matrix products, attention), saved-tensor hooks what a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -259,22 +259,20 @@ class Memory:
     Attributes
     ----------
     states : weights, gradients and the optimisers' memory of both networks
-    activations : kept from the generator's pass while the discriminator judges, when most is kept,
-        and the largest part that is computed again with activation checkpointing
+    kept : activations that the generator's pass and the discriminator's keep, when most is kept
+    again : the largest part that is computed again with activation checkpointing
     images : MRI, PET and generated PET of a micro-batch, float32
     """
 
     states: int
-    activations: int
+    kept: int
+    again: int
     images: int
 
-    def __str__(self) -> str:
-        """All of it, in GiB."""
-        total = (self.states + self.activations + self.images) / _GIB
-        return (
-            f"{total:.1f} GiB: weights, gradients and optimisers {self.states / _GIB:.2f}, "
-            f"activations {self.activations / _GIB:.2f}, images {self.images / _GIB:.2f}"
-        )
+    @property
+    def total(self) -> int:
+        """All of it, bytes."""
+        return self.states + self.kept + self.again + self.images
 
 
 def expect_memory(recipe: Recipe, mri_grid: Grid, pet_grid: Grid) -> Memory:
@@ -297,15 +295,45 @@ def expect_memory(recipe: Recipe, mri_grid: Grid, pet_grid: Grid) -> Memory:
     checkpointed = any("activation_checkpointing" in engine for engine in engines)
     states = activations = again = 0
     for engine, parts in zip(engines, costs, strict=False):
-        halved = any(engine.get(name, {}).get("enabled") for name in ("fp16", "bf16"))
-        bytes_each, share = (_BYTES_IN_16_BIT, 2) if halved else (_BYTES_IN_32_BIT, 1)
+        bytes_each, share = _bytes_each(engine), 2 if _is_halved(engine) else 1
         for part in parts:
             kept = part.kept_checkpointed_bytes if checkpointed else part.kept_bytes
             states += bytes_each * part.parameters
             activations += kept // share
             again = max(again, (part.kept_bytes - kept) // part.blocks // share)
     voxels = math.prod(mri_grid.shape) + 2 * NUM_FRAMES * math.prod(pet_grid.shape)
-    return Memory(states, activations + again, 4 * micro_batch * voxels)
+    return Memory(states, activations, again, 4 * micro_batch * voxels)
+
+
+def _is_halved(engine: Mapping[str, Any]) -> bool:
+    return any(engine.get(name, {}).get("enabled") for name in ("fp16", "bf16"))
+
+
+def _bytes_each(engine: Mapping[str, Any]) -> int:
+    return _BYTES_IN_16_BIT if _is_halved(engine) else _BYTES_IN_32_BIT
+
+
+def _size(num: int) -> str:
+    return f"{num / _GIB:.2f} GiB" if num >= _GIB else f"{num / _MIB:.1f} MiB"
+
+
+def _memory_lines(recipe: Recipe, memory: Memory, networks: Sequence[nn.Module]) -> list[str]:
+    engines = (recipe.generator_engine, recipe.discriminator_engine)
+    num, halved = engines[0]["train_micro_batch_size_per_gpu"], _is_halved(engines[0])
+    states = " + ".join(
+        f"{sum(p.numel() for p in network.parameters()):,} x {_bytes_each(engine)}"
+        for network, engine in zip(networks, engines, strict=False)
+    )
+    each = "2 + 2, float32 copies 4 + 4, moments 4 + 4" if halved else "4 + 4, moments 4 + 4"
+    column = "ckpt" if any("activation_checkpointing" in engine for engine in engines) else "kept"
+    again = f"; {_size(memory.again)} more for the largest block that is computed again"
+    return [
+        f"Expected on each device, micro-batch {num}: {_size(memory.total)}, which is",
+        f"{_size(memory.states)} for {states} bytes (weight, gradient {each});",
+        f"{_size(memory.kept)}{', half of' if halved else ':'} MiB {column} in all of each table "
+        f"with --micro-batch {num}{again if memory.again else ''};",
+        f"{_size(memory.images)} for MRI, real and generated PET in float32.",
+    ]
 
 
 def _table(title: str, costs: Sequence[Cost]) -> Table:
@@ -364,9 +392,6 @@ def show_model(recipe_path: Path, mri_grid: Grid, pet_grid: Grid, micro_batch: i
         "plain matrix products: a fused kernel does not keep its weights.",
         style="dim",
     )
-    micro_batch = recipe.generator_engine["train_micro_batch_size_per_gpu"]
-    console.print(
-        f"Expected on each device, micro-batch {micro_batch}: "
-        f"{expect_memory(recipe, mri_grid, pet_grid)}",
-        highlight=False,
-    )
+    networks = [network for network in (generator, discriminator) if network is not None]
+    memory = expect_memory(recipe, mri_grid, pet_grid)
+    console.print("\n".join(_memory_lines(recipe, memory, networks)), highlight=False)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from ganbert.config import DiscriminatorConfig, GeneratorConfig, RunConfig
+from ganbert.config import DEFAULTS_WRITTEN, DiscriminatorConfig, GeneratorConfig, RunConfig
 from ganbert.errors import CheckpointError
 
 # Settings of an optimiser that need no memory of other steps; `engines` puts them in force.
@@ -136,7 +136,8 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _section(model: type[BaseModel], written: dict[str, Any]) -> dict[str, Any]:
     """Settings of a section; keys that an older version did not write have their defaults."""
     try:
-        return model.model_validate(written).model_dump(mode="json")
+        section = model.model_validate(written, context={DEFAULTS_WRITTEN: True})
+        return section.model_dump(mode="json")
     except ValidationError:
         return written
 

@@ -97,9 +97,12 @@ class Run:
         suggested = self.index.intensity_ratio.get(self.tracer)
         if suggested is None or 1 / _FAR < self.intensity_ratio / suggested < _FAR:
             return None
+        # Measured for the paper's 0.1 in SUVR: docs/architecture.md, "The tenth is a unit".
+        too_large = self.intensity_ratio > suggested
+        ill = "crowd into few ids" if too_large else "overflow into 500 ids that others have, too"
         return (
             f"warning: intensity_ratio {self.intensity_ratio:g} is far from the {suggested:.3g} "
-            f"that fits these {self.training_rows[0].unit} images: most tokens will be aliased; "
+            f"that fits these {self.training_rows[0].unit} images: most tokens will {ill}; "
             "`intensity_ratio: auto` in run.yaml takes the one that fits"
         )
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from ganbert.agreement import IMAGE_FIGURES, SHARES
 from ganbert.data.regions import name_regions
 from ganbert.metrics import GAIN, METRICS
-from ganbert.tables import Line
+from ganbert.tables import MIN_SUBJECTS, Line
 
 MASKS = {"fov": "field of view", "head": "head"}
 _METHOD_NAMES = {"mean_of_training": "training mean", "zero": "zero", GAIN: "difference"}
@@ -80,11 +80,11 @@ def show_scores(summary: Sequence[Line], about: Line, console: Console) -> None:
     about : keys method_name, tracer, unit, split, num_subjects, data_range, ssim_window
     """
     low, high = about["data_range"]
-    unit, ours = about["unit"], about["method_name"]
+    unit, ours, num = about["unit"], about["method_name"], about["num_subjects"]
     table = _new_table(
         f"{about['tracer']}, {about['num_subjects']} {about['split']} subjects",
         ("", *(_heading(metric, unit) for metric in METRICS)),
-        "Against the real PET: mean \u00b1 half the 95 % interval over subjects. "
+        f"Against the real PET: {_means(num)}. "
         f"PSNR and SSIM: data range {low:g} to {high:g} {unit}, SSIM window "
         f"{about['ssim_window']}. Difference: to the training mean, subject by subject.",
     )
@@ -98,12 +98,20 @@ def show_scores(summary: Sequence[Line], about: Line, console: Console) -> None:
     )
     _add_methods(figures, summary, "head", IMAGE_FIGURES, ours)
     console.print(figures)
+    interval = "; in brackets its 95 % interval, which stays within 0 and 1"
     _explain(
         "Wasserstein-1: distance between the distributions, lower is better. Recall: share of "
-        "the real PET's highest 1 % of voxels that are the synthesised PET's highest, too; in "
-        "brackets its 95 % interval, which stays within 0 and 1.",
+        "the real PET's highest 1 % of voxels that are the synthesised PET's highest, too"
+        f"{'' if num < MIN_SUBJECTS else interval}.",
         console,
     )
+
+
+def _means(num: int) -> str:
+    """Say what a cell holds."""
+    if num < MIN_SUBJECTS:
+        return f"mean over subjects, without an interval: n too small (below {MIN_SUBJECTS})"
+    return "mean \u00b1 half the 95 % interval over subjects"
 
 
 def _explain(text: str, console: Console) -> None:
@@ -123,11 +131,16 @@ def show_burden(about: Line, agreement: Sequence[Line], ours: str, console: Cons
     shown = [line for line in agreement if line["reference"] == "real"]
     num = min(line["num"] for line in shown)
     target, reference = (name_regions(about[f"{side}_regions"]) for side in ("target", "reference"))
+    figures = (
+        "Bias: synthesised - real, \u00b1 half its 95 % interval; limits: \u00b1 1.96 SD around "
+        "it; Lin: concordance, with its 95 % interval."
+    )
+    if num < MIN_SUBJECTS:
+        figures = f"Bias: synthesised - real; the rest: n too small (below {MIN_SUBJECTS})."
     caption = (
         f"SUVR of {target} over {reference}, each PET over its own, in frame "
         f"{about['frame']} (the last); {num} of {about['num_subjects']} subjects have one. "
-        "Bias: synthesised - real, \u00b1 half its 95 % interval; limits: \u00b1 1.96 SD around "
-        "it; Lin: concordance, with its 95 % interval."
+        f"{figures}"
     )
     if about["centiloid_note"]:
         caption += f" {about['centiloid_note']}"

@@ -5,6 +5,7 @@
     t < 0               id = (-t) mod 500            so negative values alias with 0..0.499
     t > 10^4            id = (t mod 500) + 500       so overflow aliases with 0.5..0.999
 
+The paper counts ids from 1 to 10^4; here 0 is one, too, for its own rules give 0 (t = 0, t = -500).
 Ids are computed in float32 at least: float16 counts exactly only to 2048, bfloat16 to 256.
 """
 

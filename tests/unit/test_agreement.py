@@ -232,6 +232,17 @@ def test_a_line_without_a_value_leaves_its_subject_out() -> None:
     assert math.isnan(nothing["bias"])
 
 
+def test_two_subjects_have_a_bias_and_nothing_around_it() -> None:
+    lines = [line(name, fake, real) for name, fake, real in zip("abc", FAKE, REAL, strict=False)]
+    (two,), (three,) = agreement_lines(lines[:2]), agreement_lines(lines)
+    assert (two["bias"], three["num"]) == (-0.25, 3)
+    around = [name for name in two if name.endswith(("_low", "_high", "_limit"))]
+    assert all(math.isnan(two[name]) for name in around)
+    # Differences 0, -0.5, 0: mean -1/6, SD 0.288675; 1.96 of them below.
+    assert three["lower_limit"] == pytest.approx(-1 / 6 - 1.96 * 0.288675, abs=1e-5)
+    assert three["bias_low"] == pytest.approx(-1 / 6 - 4.30265 * 0.288675 / 3**0.5, abs=1e-4)
+
+
 def test_groups_and_values_may_be_others() -> None:
     lines = [
         {"subject": name, "measure": "suvr", "burden_fake": fake, "burden_real": real}

@@ -239,3 +239,11 @@ def test_train_starts_the_launcher_and_returns_its_code(monkeypatch: pytest.Monk
     words = "--config c --data d --output o --resume auto --tracer FDG --max-steps 9"
     assert command[4:] == words.split()
     assert str(Path(sys.executable).parent) in environment["PATH"].split(":")
+
+
+@pytest.mark.parametrize("command", ["phantom out", "prepare bids out", "model recipe"])
+def test_a_wrong_size_is_told_without_the_words_of_a_library(command: str) -> None:
+    result = CliRunner().invoke(app, [*command.split(), "--size", "tyny"])
+    assert result.exit_code == 2
+    assert "'tyny' is not one of 'tiny'" in result.stderr
+    assert "Value error" not in result.stderr

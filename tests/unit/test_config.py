@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from ganbert.config import (
+    DEFAULTS_WRITTEN,
     DEMO_MRI_GRID,
     GRIDS,
     PAPER_MRI_GRID,
     PAPER_PET_GRID,
+    DiscriminatorConfig,
     RunConfig,
 )
 from ganbert.errors import ConfigError
@@ -91,7 +93,7 @@ def test_smallest_run_config_takes_the_papers_values(tmp_path: Path) -> None:
         ({"max_steps": 1, "discriminator": {"kind": "vit"}}, "discriminator.kind: .*'bert'"),
         (
             {"max_steps": 1, "losses": {"l1": 0, "max_adversarial_ratio": 0.1}},
-            "losses: max_adversarial_ratio is a share of L1's gradient",
+            "losses: l1 above 0, or max_adversarial_ratio null: it is a share of L1's gradient",
         ),
         (
             {"max_steps": 1, "node_timeout_seconds": 6},
@@ -172,7 +174,7 @@ def test_r1_wants_two_passes_that_differ_in_its_noise_alone(noisy: str) -> None:
     quiet = {"dropout": 0.0, "attention_dropout": 0.0, "value_noise": 0.0}
     content: dict[str, Any] = {"max_steps": 1, "discriminator": quiet, "losses": {"r1": 1.0}}
     read_strictly("run.yaml", content, RunConfig)
-    with pytest.raises(ConfigError, match="differ in r1_sigma alone"):
+    with pytest.raises(ConfigError, match=f"expected {noisy} of 0, or no r1: .* in r1_sigma alone"):
         read_strictly("run.yaml", content | {"discriminator": quiet | {noisy: 0.1}}, RunConfig)
 
 
@@ -181,6 +183,12 @@ def test_r1_wants_two_passes_that_differ_in_its_noise_alone(noisy: str) -> None:
     [
         ("none", "losses", "nsp", 1.0),
         ("none", "losses", "mlm", 10.0),
+        # The defaults, written by the user: they weigh as little as any other number.
+        ("none", "losses", "nsp", 20.0),
+        ("none", "losses", "mlm", 1),
+        ("none", "losses", "patch", 1.0),
+        ("patchgan", "losses", "nsp", 20),
+        ("bert", "losses", "patch", 1),
         ("patchgan", "losses", "nsp", 1.0),
         ("bert", "losses", "patch", 5.0),
         ("none", "losses", "label_smoothing", 0.1),
@@ -201,10 +209,20 @@ def test_reins_that_hold_nothing_are_refused(
     content: dict[str, Any] = {"max_steps": 1, "discriminator": {"kind": kind} | quiet}
     read_strictly("run.yaml", content, RunConfig)
     content.setdefault(section, {})[name] = value
-    with pytest.raises(ConfigError, match=rf"{name} has nothing to act on .*{kind}"):
+    # It reads as a sentence: what was expected is a thing.
+    sentence = rf"expected no {name}, or discriminator.kind .*: with {kind} {name} has nothing to"
+    with pytest.raises(ConfigError, match=sentence):
         read_strictly("run.yaml", content, RunConfig)
     content["discriminator"]["kind"] = "bert_patchgan"
     read_strictly("run.yaml", content, RunConfig)
+
+
+def test_weights_that_were_filled_in_are_no_mistake() -> None:
+    written = RunConfig(max_steps=1, discriminator=DiscriminatorConfig(kind="none")).model_dump()
+    assert written["losses"]["nsp"] == 20
+    RunConfig.model_validate(written, context={DEFAULTS_WRITTEN: True})
+    with pytest.raises(ValidationError, match="nsp has nothing to act on"):
+        RunConfig.model_validate(written)
 
 
 BERT, CNN, BOTH, NONE = ({"kind": kind} for kind in ("bert", "patchgan", "bert_patchgan", "none"))

@@ -216,15 +216,25 @@ def test_agreement_is_over_subjects_per_region_frame_and_method(run: Path) -> No
     ]
     assert line["num"] == "2"
     assert float(line["bias"]) == pytest.approx(np.mean(biases), rel=1e-3)
-    width = 2 * 1.96 * np.std(biases, ddof=1)
-    limits = float(line["upper_limit"]) - float(line["lower_limit"])
-    assert limits == pytest.approx(width, rel=1e-2)
-    # Two subjects always correlate.
+    # Two subjects always correlate, and have one difference: no limits, no interval.
+    assert {value for name, value in line.items() if name.endswith(("_low", "_high"))} == {"n/a"}
+    assert line["upper_limit"] == line["lower_limit"] == "n/a"
     assert line["pearson"] == line["concordance"] == "n/a"
     content = json.loads((folder / "summary.json").read_text())
     assert len(content["agreement"]) == len(lines)
     assert content["agreement"][0]["pearson"] is None
     assert {"intensity_distance", "top_recall"} <= {x["metric"] for x in content["results"]}
+
+
+def test_of_two_subjects_no_interval_is_stated(run: Path) -> None:
+    said = Console(file=io.StringIO(), width=80)
+    folder = evaluate(run, console=said)
+    bounds = {(x["low"], x["high"]) for x in read_tsv(folder / "summary.tsv")}
+    assert bounds == {("n/a", "n/a")}
+    text = " ".join(said.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "n too small (below 3)" in text
+    assert "\u00b1" not in text
+    assert "95 %" not in text
 
 
 def test_regions_carry_their_names(run: Path) -> None:
@@ -338,8 +348,13 @@ def test_the_summary_states_range_interval_and_paired_gain(run: Path) -> None:
     line = only(lines, method="ganbert - mean_of_training", metric="psnr", mask="head",
                 reference="real")  # fmt: skip
     assert float(line["mean"]) == pytest.approx(np.mean(gains), abs=1e-3)
-    assert float(line["low"]) < float(line["mean"]) < float(line["high"])
+    assert line["low"] == line["high"] == "n/a"  # of two subjects
     assert line["num"] == "2"
+    lines = read_tsv(evaluate(run, split="train", console=QUIET) / "summary.tsv")
+    line = only(lines, method="ganbert - mean_of_training", metric="psnr", mask="head",
+                reference="real")  # fmt: skip
+    assert line["num"] == "3"
+    assert float(line["low"]) < float(line["mean"]) < float(line["high"])
 
 
 def test_the_table_shows_the_methods_and_the_range(run: Path) -> None:

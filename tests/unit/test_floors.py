@@ -31,7 +31,7 @@ FLOORS = (
         "tracers",
         "weights_only",
     },
-    {"exporter", "folder_lock", "monitor", "recipe", "train_options"},
+    {"exporter", "folder_lock", "monitor", "recipe", "train_options", "usage"},
     {"data", "models"},  # two columns that never see each other
     {
         "agreement",

@@ -223,6 +223,14 @@ def test_sessions_of_one_subject_count_once() -> None:
     assert summary[GAIN, "psnr"]["mean"] == 1.5  # (12 - 11, 20 - 18)
 
 
+def test_the_summary_states_no_interval_of_two_subjects() -> None:
+    for num in (2, 3):
+        methods = ("ganbert", "mean_of_training")
+        lines = [line(s, m, 20 + len(m) * k) for k, s in enumerate("abc"[:num]) for m in methods]
+        bounds = [end for x in summarise(lines) for end in (x["low"], x["high"])]
+        assert {math.isnan(end) for end in bounds} == {num < 3}
+
+
 def test_the_head_mask_fills_the_skull_and_drops_what_floats() -> None:
     d, h, w = np.indices((64, 64, 64)) - 31.5
     radius = np.sqrt(d**2 + h**2 + w**2)
@@ -240,3 +248,18 @@ def test_the_head_mask_fills_the_skull_and_drops_what_floats() -> None:
     assert (mask == inside).mean() > 0.97
     with pytest.raises(DatasetError, match="head"):
         head_mask(volume, grid_affine((5000, 0, 0), pet_grid), pet_grid.shape)
+
+
+@pytest.mark.parametrize(("gap", "is_head"), [(24, True), (25, False)])
+def test_the_head_is_closed_over_12_mm_and_no_more(gap: int, is_head: bool) -> None:
+    # Half a millimetre each: a box with a slit, deeper than wide, that is open above.
+    grid = Grid(shape=(72, 48, 48), spacing_mm=(0.5, 0.5, 0.5))
+    mri, first = np.zeros((1, *grid.shape), np.float32), 24
+    mri[:, 4:68, 4:44, 4:44] = 200.0
+    mri[:, first : first + gap, 16:] = 0.0
+    affine = grid_affine((0, 0, 0), grid)
+    mask = head_mask(Volume(mri, affine, "arbitrary"), affine, grid.shape)
+    # In the middle of the slit, 13 mm below its mouth and 10 mm from both its ends.
+    assert mask[first + 12, 18, 24] == is_head
+    assert mask[10, 24, 24]
+    assert not mask[first + 12, 46, 24]

@@ -1,5 +1,6 @@
 """What networks cost: by hand on small ones, adding up on large ones, and meta as real tensors."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,30 @@ def test_command_prints_a_table(recipe: str) -> None:
     assert max(map(len, result.output.splitlines())) <= 80
     assert "in all" in result.output
     assert ("Discriminator" in result.output) == (recipe == "demo")
+
+
+def _mib(text: str) -> float:
+    number, unit = text.split()
+    return float(number) * {"MiB": 1, "GiB": 1024}[unit]
+
+
+@pytest.mark.parametrize(("recipe", "size"), [("demo", "tiny"), ("l1", "tiny"), ("paper", "paper")])
+def test_expected_memory_can_be_added_up_from_what_is_printed(recipe: str, size: str) -> None:
+    options = ["model", str(RECIPES / recipe), "--size", size, "--micro-batch", "2"]
+    output = " ".join(CliRunner().invoke(app, options, env={"COLUMNS": "80"}).output.split())
+    tables, expected = output.split("Expected on each device, micro-batch 2: ")
+    total, *parts = map(_mib, re.findall(r"[\d.]+ [MG]iB", expected))
+    assert total > 1  # nothing rounds to 0.0 GiB
+    assert sum(parts) == pytest.approx(total, abs=0.01 * 1024 if "GiB" in expected else 0.2)
+    (written,) = re.findall(r"for ([\d,x+ ]+) bytes", expected)
+    states = sum(
+        int(number.replace(",", "")) * int(each)
+        for number, each in (product.split(" x ") for product in written.split(" + "))
+    )
+    assert states / 2**20 == pytest.approx(parts[0], rel=0.01)
+    # "in all" ends with parameters, mult-adds, MiB kept, MiB kept with checkpointing.
+    in_all = re.findall(r"in all ([\d,]+) [\d.,]+ ([\d.,]+) ([\d.,]+)", tables)
+    assert [row[0] for row in in_all] == [p.split(" x ")[0] for p in written.split(" + ")]
+    halved = "half of MiB ckpt" in expected
+    kept = sum(float(row[2 if halved else 1].replace(",", "")) for row in in_all)
+    assert parts[1] == pytest.approx(kept / (2 if halved else 1), abs=0.2)

@@ -107,7 +107,7 @@ def _row(recipe: Recipe, size: str) -> list[str]:
         engine["gradient_accumulation_steps"],
     )
     memory = expect_memory(recipe, *GRIDS[size])
-    total = (memory.states + memory.activations + memory.images) / 2**30
+    total = memory.total / 2**30
     return [
         *(enabled or ["fp32"]),
         f"{per_device} x {times}",

@@ -89,6 +89,7 @@ def summary_of(lines: list[dict[str, Any]], tmp_path: Path, split: str = "test")
         ((-2.0, -2.2, -1.8), "worse"),
         ((2.0, -2.0, 0.1), "unclear"),
         ((5.0,), "unclear"),
+        ((2.0, 2.001), "unclear"),  # of two a narrow interval is chance
         ((), "none"),
     ],
 )
@@ -141,22 +142,23 @@ def test_a_burden_of_too_few_subjects_is_said_to_be(tmp_path: Path) -> None:
 
 
 def test_sessions_of_a_subject_are_not_further_subjects(tmp_path: Path) -> None:
-    # Subject 00 has gains 0 and 2 in two sessions, mean 1; subject 01 has a gain of 3. Over
-    # subjects: mean 2, standard error 1, t(0.975, 1) = 12.706. Over images it would be 5 / 3.
-    lines = lines_with_gains(0, 3) + lines_with_gains(2)
+    # Subject 00 has gains 0 and 2 in two sessions, mean 1; subjects 01 and 02 have
+    # gains of 3 and 2. Over subjects: mean 2, standard error 1 / sqrt(3), t(0.975, 2) = 4.3027.
+    # Over images the mean would be 7 / 4.
+    lines = lines_with_gains(0, 3, 2) + lines_with_gains(2)
     summary = summary_of(lines, tmp_path)
     verdict = judge(summary, OURS)
     assert verdict.tone == "unclear"
-    assert "On 2 held-out subjects" in verdict.sentence
-    assert "+2.00 dB, 95% confidence interval \u221210.71 to +14.71 dB" in verdict.sentence
-    # GANBERT's PSNR: subject means 21 and 24.
+    assert "On 3 held-out subjects" in verdict.sentence
+    assert "+2.00 dB, 95% confidence interval \u22120.48 to +4.48 dB" in verdict.sentence
+    # GANBERT's PSNR: subject means 21, 24 and 24.
     assert [(tile.value, tile.unit) for tile in score_tiles(summary)] == [
-        ("22.50", "dB"), ("0.900", ""), ("+2.00", "dB"), ("2", ""),
+        ("23.00", "dB"), ("0.900", ""), ("+2.00", "dB"), ("3", ""),
     ]  # fmt: skip
     table = make_tables(summary, OURS)[0]
-    assert table.subjects == "2 held-out subjects"
-    assert dict(table.rows)["GANBERT"][0].mean == "22.50"
-    assert dict(table.rows)["Mean of training PETs"][0].mean == "20.50"
+    assert table.subjects == "3 held-out subjects"
+    assert dict(table.rows)["GANBERT"][0].mean == "23.00"
+    assert dict(table.rows)["Mean of training PETs"][0].mean == "21.00"
 
 
 def evaluated_weights(run: Path, **of: Any) -> None:

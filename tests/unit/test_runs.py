@@ -297,6 +297,9 @@ def test_ratio_far_from_the_suggested_one_is_said(data: Path) -> None:
     assert plan(data, recipe(intensity_ratio=0.04)).remarks() == []
     (warning,) = plan(data, recipe(intensity_ratio=0.1)).remarks()
     assert "0.1 is far from the 0.02" in warning
+    assert "crowd into few ids" in warning
+    (warning,) = plan(data, recipe(intensity_ratio=0.001)).remarks()
+    assert "overflow into 500 ids" in warning
 
 
 def test_generator_that_hears_nothing_from_bert_is_said(data: Path) -> None:

@@ -11,10 +11,11 @@ head from its finest wavelet coefficients (median / 0.6745: Donoho & Johnstone 1
 phantom's PET is known: PET minus truth. "ids" is the rms error in token ids (1000 times the
 normalised value), "lost" counts voxels that become infinite.
 
-Speed: files in the page cache, `readers.file` -> reinterpret -> multiply-add on the CPU as in
-`data/pipeline.py`, with the payload behind headers of several lengths, sliced off (as it is on a
-GPU and for rotations) or scaled along (as on the CPU), read or memory-mapped. Each cell of a table
-is measured in turn with the others, in one process, so that other work on the machine falls on all.
+Speed: files in the page cache, `readers.file` -> reinterpret -> multiply-add on the CPU as
+`data/pipeline.py` was then (decision 12), with the payload behind headers of several lengths,
+sliced off (as it is on a GPU and for rotations) or scaled along (as on the CPU), read or
+memory-mapped. Each cell of a table is measured in turn with the others, in one process, so that
+other work on the machine falls on all.
 """
 
 import argparse

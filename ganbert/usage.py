@@ -8,7 +8,7 @@ from ganbert.stop_signals import StoppableGroup
 
 
 class Verbs(StoppableGroup):
-    """The verbs of `ganbert`; a wrong option of theirs is told without the words of a library."""
+    """The verbs of `ganbert`: they can be stopped, and a wrong option is told in our words."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb.

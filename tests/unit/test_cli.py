@@ -10,7 +10,8 @@ import typer
 from typer.testing import CliRunner
 
 from ganbert import __version__
-from ganbert.cli import Frames, Layout, Size, Unit, app
+from ganbert.cli import app
+from ganbert.cli.options import Frames, Layout, Size, Unit
 from ganbert.config import GRIDS
 from ganbert.data.frames import FRAME_RULES
 from ganbert.data.layouts import LAYOUTS

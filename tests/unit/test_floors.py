@@ -21,6 +21,7 @@ FLOORS = (
         "atomic",
         "bids_options",
         "config",
+        "exchange",
         "gpu_arch",
         "infiniband",
         "run_folder",
@@ -68,7 +69,7 @@ FLOORS = (
         "score_table",
     },
     {"synthesis"},
-    {"export", "infer_group", "infer_output", "pair_checks", "steps", "validation"},
+    {"export", "infer_group", "infer_output", "pair_checks", "planning", "steps", "validation"},
     {
         "train",
         "launch",
@@ -108,6 +109,14 @@ SERVE_FLOORS = (
     {"server"},
     {"command"},
 )
+# And inside cli/.
+CLI_FLOORS = (
+    {"options"},
+    {"cohort", "training", "trained", "machine"},
+    {"application"},
+    {"__main__"},
+)
+PACKAGES = {"data.": DATA_FLOORS, "serve.": SERVE_FLOORS, "cli.": CLI_FLOORS}
 ONLY_IMPORTERS = {
     "fastapi": {"serve.application", "serve.pages", "serve.routes"},
     "starlette": {"serve.pages", "serve.routes", "serve.uploads", "serve.wire"},
@@ -171,10 +180,10 @@ def test_imports_go_down(module: str) -> None:
             assert floor_of(top) < height, f"{module} must not import {room}"
 
 
-@pytest.mark.parametrize("module", [n for n in MODULES if n.startswith(("data.", "serve."))])
+@pytest.mark.parametrize("module", [n for n in MODULES if n.startswith(tuple(PACKAGES))])
 def test_imports_go_down_inside_a_package(module: str) -> None:
     package = module.split(".")[0] + "."
-    floors = {"data.": DATA_FLOORS, "serve.": SERVE_FLOORS}[package]
+    floors = PACKAGES[package]
     height = floor_of(module.removeprefix(package), floors)
     for room in imported_rooms(MODULES[module]):
         if room.startswith(package):

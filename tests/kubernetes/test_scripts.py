@@ -306,6 +306,32 @@ def test_a_prepare_that_is_stopped_stops(bids: Path, tmp_path: Path) -> None:
         os.killpg(started.pid, 0)  # nothing is left of its session
 
 
+def test_the_code_of_a_prepare_that_is_stopped_is_its_own(tmp_path: Path) -> None:
+    """Bash's `wait` returns 143 when the signal comes, whatever the command makes of it."""
+    command, began = tmp_path / "bin" / "ganbert", tmp_path / "began"
+    command.parent.mkdir()
+    command.write_text(
+        f"#!{sys.executable}\nimport os, pathlib, signal, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: os._exit(7))\n"
+        f"pathlib.Path({str(began)!r}).touch()\ntime.sleep(60)\n"
+    )
+    command.chmod(0o755)
+    codes = []
+    for _ in range(20):  # it depends on which of the two bash hears of first
+        began.unlink(missing_ok=True)
+        process = subprocess.Popen(
+            ["bash", KUBERNETES / "overlays/prepare/prepare.sh"],
+            env={"PATH": f"{command.parent}:{os.environ['PATH']}"},
+        )
+        end = time.monotonic() + 30
+        while not began.exists():
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        codes.append(process.wait(30))
+    assert codes == [7] * 20
+
+
 def test_shares_are_disjoint_and_together_are_all(
     bids: Path, tiny_export: Path, tmp_path: Path
 ) -> None:

@@ -4,14 +4,23 @@ set -uo pipefail
 refused=65
 
 # The first process of a container gets no signal that it does not ask for: hand SIGTERM on.
+prepare=""
+told=0
+hand_on() {
+    told=1
+    # It may have ended by itself meanwhile.
+    [[ -z "$prepare" ]] || kill -TERM "$prepare" 2>/dev/null
+}
+trap hand_on TERM
 ganbert prepare "$@" &
 prepare=$!
-trap 'kill -TERM "$prepare"' TERM
-code=0
-# `wait` also ends when a signal comes.
-while kill -0 "$prepare" 2>/dev/null; do
+((told == 0)) || hand_on
+# `wait` also ends when a signal comes, with 143: ask again, and bash tells the code of the command.
+while :; do
+    told=0
     wait "$prepare"
     code=$?
+    ((told)) || break
 done
 if ((code == refused)); then
     echo "ganbert: done; the refused pairs stand in prepare-report.tsv of the output folder"

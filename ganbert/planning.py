@@ -11,7 +11,7 @@ from ganbert.checkpoint import check_state
 from ganbert.checkpoint_files import TrainingState, find_checkpoint, read_state
 from ganbert.engines import check_engine_configs
 from ganbert.models.generator import build_generator
-from ganbert.recipe import load_recipe
+from ganbert.preflight import check_options
 from ganbert.runs import Run, plan_run
 from ganbert.train_options import TrainOptions
 
@@ -24,7 +24,7 @@ def plan(options: TrainOptions) -> tuple[Run, TrainingState]:
     GanbertError
         Before any training work, if something cannot work.
     """
-    recipe = load_recipe(options.config)
+    recipe = check_options(options)
     if options.max_steps is not None:
         run_config = recipe.run.model_copy(update={"max_steps": options.max_steps})
         recipe = recipe.model_copy(update={"run": run_config})

@@ -17,6 +17,11 @@ from pathlib import Path
 # and others would hide packages of the same name.
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     del sys.path[0]
+if __name__ == "__main__":
+    # Before torch, DeepSpeed and DALI, whose imports take seconds.
+    from ganbert.preflight import refuse_early
+
+    refuse_early(sys.argv[1:])
 
 import contextlib
 import functools

@@ -52,9 +52,8 @@ def train(
     ] = None,
 ) -> None:
     """Train on this node: runs `deepspeed ganbert/train.py`; SIGTERM and Ctrl-C save first."""
-    from ganbert.data.index import load_index, training_tracer
     from ganbert.launch import launch
-    from ganbert.recipe import load_recipe
+    from ganbert.preflight import check_not_held, check_options
     from ganbert.train_options import parse_options
 
     given: dict[str, object] = {"--config": config, "--data": data, "--output": output}
@@ -62,8 +61,8 @@ def train(
     options = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
     # Here already: under the launcher the line comes late, and among others.
     complete = parse_options(options)
-    load_recipe(complete.config)
-    training_tracer(complete.data, load_index(complete.data), tracer)
+    check_options(complete)
+    check_not_held(complete.output)
     raise typer.Exit(launch(options, num_gpus=num_gpus, master_port=master_port))
 
 

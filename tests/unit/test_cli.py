@@ -215,9 +215,7 @@ def test_train_starts_the_launcher_and_returns_its_code(monkeypatch: pytest.Monk
         return 75
 
     monkeypatch.setattr("ganbert.launch.supervise", supervise)
-    monkeypatch.setattr("ganbert.recipe.load_recipe", lambda path: None)
-    monkeypatch.setattr("ganbert.data.index.load_index", lambda path: None)
-    monkeypatch.setattr("ganbert.data.index.training_tracer", lambda *given: given[2])
+    monkeypatch.setattr("ganbert.preflight.check_options", lambda options: None)
     monkeypatch.setenv("PATH", "/bin")
     options = [
         "--config",

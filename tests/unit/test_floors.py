@@ -32,7 +32,7 @@ FLOORS = (
         "weights_only",
     },
     {"exporter", "folder_lock", "monitor", "recipe", "train_options"},
-    {"data", "models"},  # two columns that never see each other
+    {"data", "models", "engine_keys"},  # two columns that never see each other
     {
         "agreement",
         "alarm",
@@ -62,6 +62,7 @@ FLOORS = (
         "derivatives",
         "engines",
         "predict",
+        "preflight",
         "prepared_folder",
         "quality",
         "report",

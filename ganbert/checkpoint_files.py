@@ -168,15 +168,8 @@ def find_checkpoint(output: Path, resume: str) -> tuple[Path | None, tuple[str, 
         If RUN is finished and its checkpoints are gone: a new run would replace its export. If it
         has checkpoints and none is whole.
     """
-    if not output.exists() or (output.is_dir() and not _has_content(output)):
+    if is_new(output, resume):
         return None, ()
-    if resume == "none" or not (output / DESCRIPTION_NAME).is_file():
-        raise OutputError(
-            output,
-            expected="a new or empty folder" if resume == "none" else "a run or an empty folder",
-            found="a folder with something in it" if output.is_dir() else "a file",
-            remedy="give another --output, or --resume auto to go on with a run",
-        )
     checkpoints = list_checkpoints(output)
     if not checkpoints and (output / EXPORT_NAME).exists():
         raise CheckpointError(
@@ -186,6 +179,26 @@ def find_checkpoint(output: Path, resume: str) -> tuple[Path | None, tuple[str, 
             remedy="restore the checkpoints, or give another --output",
         )
     return newest_whole(checkpoints) if checkpoints else (None, ())
+
+
+def is_new(output: Path, resume: str) -> bool:
+    """Whether RUN has nothing in it yet.
+
+    Raises
+    ------
+    OutputError
+        If RUN holds anything and may not be resumed, or was never a run.
+    """
+    if not output.exists() or (output.is_dir() and not _has_content(output)):
+        return True
+    if resume == "none" or not (output / DESCRIPTION_NAME).is_file():
+        raise OutputError(
+            output,
+            expected="a new or empty folder" if resume == "none" else "a run or an empty folder",
+            found="a folder with something in it" if output.is_dir() else "a file",
+            remedy="give another --output, or --resume auto to go on with a run",
+        )
+    return False
 
 
 def _has_content(output: Path) -> bool:

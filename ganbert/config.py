@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, model_validator
 
+from ganbert.errors import ConfigError
 from ganbert.strict import Strict
 
 
@@ -52,11 +53,35 @@ GRIDS: dict[str, tuple[Grid, Grid]] = {
 NUM_FRAMES = 2
 
 
+def stem_stride(mri_grid: Grid, pet_grid: Grid) -> int:
+    """How many MRI voxels make one PET voxel, at least 1."""
+    ratios = zip(pet_grid.spacing_mm, mri_grid.spacing_mm, strict=True)
+    return max(1, round(min(pet / mri for pet, mri in ratios)))
+
+
 class GeneratorConfig(Strict):
     """The U-Net-like generator (paper, section 4.1)."""
 
     channels: tuple[PositiveInt, ...] = Field(default=(16, 32, 64, 128, 256), min_length=1)
     activation: Literal["tanhshrink", "tanh", "linear"] = "tanhshrink"
+
+    def check_fits(self, mri_grid: Grid, pet_grid: Grid) -> None:
+        """Refuse grids that the levels cannot halve.
+
+        Raises
+        ------
+        ConfigError
+            If the MRI's shape is no multiple of what they divide it by.
+        """
+        divisor = stem_stride(mri_grid, pet_grid) * 2 ** (len(self.channels) - 1)
+        if any(n % divisor for n in mri_grid.shape):
+            raise ConfigError(
+                "mri_grid",
+                expected=f"a shape of multiples of {divisor} (stem stride x 2 for each further "
+                "level)",
+                found=str(mri_grid.shape),
+                remedy="prepare another grid, or give the generator fewer channels entries",
+            )
 
 
 _ADVERSARIES = ("bert", "patchgan", "bert_patchgan")

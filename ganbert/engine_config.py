@@ -1,7 +1,7 @@
 """What `generator.json` and `discriminator.json` may say, checked before any process meets another.
 
-DeepSpeed ignores a key that it does not know, and answers a wrong value with a traceback on every
-rank. So the keys that GANBERT supports are a closed list here; the blocks that DeepSpeed types
+DeepSpeed answers a wrong value with a traceback on every rank. So what `engine_keys` cannot judge
+without DeepSpeed is tried here: the blocks that DeepSpeed types
 itself (fp16, bf16, ZeRO) go through its own models, and optimiser and schedule are built once, on a
 single number, by the classes that will build them in earnest.
 """
@@ -11,7 +11,7 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Collection
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from deepspeed.monitor.config import TensorBoardConfig, WandbConfig
@@ -24,17 +24,14 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils.logging import logger as deepspeed_logger
 from pydantic import (
     BaseModel,
-    Field,
-    FiniteFloat,
-    PositiveFloat,
-    PositiveInt,
     ValidationError,
 )
 
+from ganbert.engine_keys import check_keys
 from ganbert.errors import ConfigError
 from ganbert.monitor import MONITORS
 from ganbert.recipe import DISCRIMINATOR_FILE, GENERATOR_FILE, Recipe
-from ganbert.strict import Strict, first_problem, nearest_remedy, read_strictly
+from ganbert.strict import first_problem, nearest_remedy
 
 # Optimisers that DeepSpeed compiles on first use, and the operation that each needs.
 COMPILED_OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], str]] = {
@@ -54,63 +51,9 @@ _TORCH_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 # What DeepSpeed itself takes out of the parameters of "Adam" and "AdamW".
 _ADAM_SWITCHES = ("torch_adam", "adam_w_mode")
-_MAX_ZERO_STAGE = 1
 _WARMUP_SHARE = 0.05  # Shin et al. 2020, A.3
 # What a constructor says to an argument that is not for it.
 WRONG_SETTING = (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
-
-
-class OptimizerConfig(Strict):
-    """The optimiser's name and what it is built with."""
-
-    type: str
-    params: dict[str, Any] = Field(default_factory=dict)
-
-
-class SchedulerConfig(Strict):
-    """The schedule of the learning rate; "auto" is filled in by `resolve_schedule`."""
-
-    type: str
-    params: dict[str, Any] = Field(default_factory=dict)
-
-
-class ActivationCheckpointing(Strict):
-    """What DeepSpeed recomputes in the backward pass instead of keeping it."""
-
-    partition_activations: bool = False
-    number_checkpoints: PositiveInt | None = None
-    contiguous_memory_optimization: bool = False
-    cpu_checkpointing: bool = False
-    synchronize_checkpoint_boundary: bool = False
-    profile: bool = False
-
-
-class EngineConfig(Strict):
-    """The keys of DeepSpeed that GANBERT supports.
-
-    Not among them: what needs one engine for the whole model, what changes inputs on their way into
-    `engine.forward` (the generator's step goes round it), and sizes that follow from others.
-    """
-
-    train_micro_batch_size_per_gpu: PositiveInt
-    gradient_accumulation_steps: PositiveInt
-    optimizer: OptimizerConfig
-    scheduler: SchedulerConfig = SchedulerConfig(type="none")
-    gradient_clipping: Annotated[FiniteFloat, Field(ge=0.0)] = 0.0
-    fp16: dict[str, Any] = Field(default_factory=dict)
-    bf16: dict[str, Any] = Field(default_factory=dict)
-    zero_optimization: dict[str, Any] = Field(default_factory=dict)
-    zero_allow_untested_optimizer: bool = False
-    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing()
-    communication_data_type: Literal["fp16", "bf16", "fp32"] = "fp32"
-    prescale_gradients: bool = False
-    gradient_predivide_factor: PositiveFloat = 1.0
-    steps_per_print: PositiveInt | None = None
-    wall_clock_breakdown: bool = False
-    memory_breakdown: bool = False
-    dump_state: bool = False
-    tensorboard: dict[str, Any] = Field(default_factory=dict)
-    wandb: dict[str, Any] = Field(default_factory=dict)
 
 
 def resolve_schedule(engine_config: dict[str, Any], max_steps: int) -> dict[str, Any]:
@@ -138,32 +81,20 @@ def check_recipe(recipe: Recipe) -> None:
     ConfigError
         Naming the file, the key and what would be right.
     """
+    check_keys(recipe)
     for where, config in (
         (GENERATOR_FILE, recipe.generator_engine),
         (DISCRIMINATOR_FILE, recipe.discriminator_engine),
     ):
-        _check_keys(where, config)
         _check_block(where, "fp16", config, DeepSpeedFP16Config)
         _check_block(where, "bf16", config, DeepSpeedBF16Config)
         _check_block(where, "zero_optimization", config, DeepSpeedZeroConfig)
         _check_block(where, "tensorboard", config, TensorBoardConfig)
         _check_block(where, "wandb", config, WandbConfig)
         _check_precision(where, config)
-        _check_zero(where, config)
         _check_optimizer(where, config)
         _check_scheduler(where, resolve_schedule(config, recipe.run.max_steps))
-    _check_pair(recipe)
-
-
-def _check_keys(where: str, config: dict[str, Any]) -> None:
-    if "train_batch_size" in config:
-        raise ConfigError(
-            where,
-            expected="no 'train_batch_size'",
-            found=repr(config["train_batch_size"]),
-            remedy="remove it: it is micro-batch x accumulation x ranks",
-        )
-    read_strictly(where, config, EngineConfig)
+    _check_monitors(recipe)
 
 
 def _check_block(where: str, name: str, config: dict[str, Any], model: type[BaseModel]) -> None:
@@ -194,27 +125,6 @@ def is_enabled(config: dict[str, Any], precision: str) -> bool:
     """Whether "fp16" or "bf16" is switched on."""
     model = {"fp16": DeepSpeedFP16Config, "bf16": DeepSpeedBF16Config}[precision]
     return bool(model(**config.get(precision, {})).enabled)
-
-
-def _check_zero(where: str, config: dict[str, Any]) -> None:
-    zero = config.get("zero_optimization", {})
-    stage = zero.get("stage", 0)
-    if type(stage) is not int or not 0 <= stage <= _MAX_ZERO_STAGE:
-        two = "stages 2 and 3 do not work with two engines in one step (DeepSpeed #4923)"
-        raise ConfigError(
-            f"{where}: zero_optimization.stage",
-            expected="0 or 1",
-            found=repr(stage),
-            remedy=two if stage in (2, 3) else "write the number 0 or 1",
-        )
-    for key in ("offload_optimizer", "offload_param", "cpu_offload", "zenflow"):
-        if zero.get(key):
-            raise ConfigError(
-                f"{where}: zero_optimization.{key}",
-                expected="nothing",
-                found=repr(zero[key]),
-                remedy="remove it: offloading is not supported with two engines",
-            )
 
 
 def _check_optimizer(where: str, config: dict[str, Any]) -> None:
@@ -323,7 +233,7 @@ def compiled_operation(config: dict[str, Any]) -> str | None:
     return COMPILED_OPTIMIZERS[name][1]
 
 
-def _check_pair(recipe: Recipe) -> None:
+def _check_monitors(recipe: Recipe) -> None:
     for name in MONITORS:
         if name in recipe.discriminator_engine:
             raise ConfigError(
@@ -332,21 +242,3 @@ def _check_pair(recipe: Recipe) -> None:
                 found="one",
                 remedy=f"move it to {GENERATOR_FILE}",
             )
-    pair = (recipe.generator_engine, recipe.discriminator_engine)
-    for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
-        first, second = (config[key] for config in pair)
-        if first != second:
-            raise ConfigError(
-                f"{GENERATOR_FILE} and {DISCRIMINATOR_FILE}",
-                expected=f"one '{key}' in both",
-                found=f"{first} and {second}",
-                remedy="write the same number in both files",
-            )
-    blocks = [c["activation_checkpointing"] for c in pair if "activation_checkpointing" in c]
-    if len(blocks) == len(pair) and blocks[0] != blocks[1]:
-        raise ConfigError(
-            f"{GENERATOR_FILE} and {DISCRIMINATOR_FILE}",
-            expected="one 'activation_checkpointing'",
-            found=f"{blocks[0]} and {blocks[1]}",
-            remedy="write the same in both files, or leave it out of one: DeepSpeed has it once",
-        )

@@ -29,7 +29,6 @@ from deepspeed.utils.logging import logger as deepspeed_logger
 from torch import nn
 from torch.utils.cpp_extension import is_ninja_available
 
-from ganbert.alarm import LOOPBACK
 from ganbert.cores import ranks_here, share_of_cores
 from ganbert.engine_config import (
     WRONG_SETTING,
@@ -41,6 +40,7 @@ from ganbert.engine_config import (
 )
 from ganbert.engine_files import PlainFiles
 from ganbert.errors import GanbertError, PlatformError
+from ganbert.exchange import LOOPBACK
 from ganbert.meeting import cannot_meet, meeting_timeout
 from ganbert.monitor import check_packages, without_monitors
 from ganbert.recipe import DISCRIMINATOR_FILE, GENERATOR_FILE, Recipe

@@ -56,8 +56,7 @@ def held(
             try:
                 fcntl.flock(lock, how)
             except BlockingIOError as error:
-                found = "another process that holds it"
-                raise HeldError(folder, expected=expected, found=found, remedy=remedy) from error
+                raise _held_by_another(folder, expected, remedy) from error
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise output_error(folder, error) from error
@@ -66,6 +65,31 @@ def held(
                 return
         # Who held it has removed the file meanwhile: the lock is on one that nobody else finds.
         make_folder(folder)
+
+
+def check_free(folder: Path, *, expected: str, remedy: str) -> None:
+    """Refuse a folder that a process holds; leave no trace of the question.
+
+    Parameters
+    ----------
+    expected, remedy : what the error says
+
+    Raises
+    ------
+    HeldError
+        If another process holds it.
+    """
+    with contextlib.suppress(OSError), (folder / LOCK_NAME).open() as lock:
+        try:
+            # Shared, so that two who ask do not take each other for one who holds.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise _held_by_another(folder, expected, remedy) from error
+
+
+def _held_by_another(folder: Path, expected: str, remedy: str) -> HeldError:
+    found = "another process that holds it"
+    return HeldError(folder, expected=expected, found=found, remedy=remedy)
 
 
 def _is_still(file: Path, lock: TextIO) -> bool:

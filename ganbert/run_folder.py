@@ -22,6 +22,11 @@ _METHOD_NAMES = {
     "patchgan": "pix2pix (PatchGAN)",
     "none": "L1 alone",
 }
+# What is said of a RUN that another training holds.
+RUN_HELD = {
+    "expected": "a run that nobody else is training",
+    "remedy": "wait for it or stop it; after a kill its ranks may still be running",
+}
 _EXPECTED = "the description of a run"
 _REMEDY = "give the output folder of `ganbert train`, or restore the file"
 # What the readers of a description rely on; a dot leads into a section.

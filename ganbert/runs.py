@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,20 @@ from typing import Any
 import ganbert
 from ganbert.atomic import make_folder, write_text
 from ganbert.config import ModelCard
-from ganbert.data.index import Index, Row, file_sha256, index_path, load_index, training_tracer
-from ganbert.errors import DatasetError
+from ganbert.data.index import (
+    Index,
+    Row,
+    check_alike,
+    file_sha256,
+    index_path,
+    load_index,
+    suggested_ratio,
+    training_tracer,
+)
 from ganbert.folder_lock import held
 from ganbert.recipe import Recipe
 from ganbert.resuming import announce, changed_settings, check_resumable
-from ganbert.run_folder import DESCRIPTION_NAME, read_description
+from ganbert.run_folder import DESCRIPTION_NAME, RUN_HELD, read_description
 from ganbert.seen import measure_training
 from ganbert.tracers import declared_data_range
 
@@ -162,7 +170,7 @@ def plan_run(
     """
     index = load_index(data)
     tracer = training_tracer(data, index, tracer)
-    _check_alike(data, index.select("train", tracer))
+    check_alike(data, index.select("train", tracer))
     ratio = recipe.run.intensity_ratio
     run = Run(
         recipe=recipe,
@@ -172,7 +180,7 @@ def plan_run(
         index=index,
         index_sha256=file_sha256(index_path(data)),
         tracer=tracer,
-        intensity_ratio=_suggested(data, index, tracer) if ratio == "auto" else ratio,
+        intensity_ratio=suggested_ratio(data, index, tracer) if ratio == "auto" else ratio,
         resume_from=resume_from,
         passed_over=passed_over,
     )
@@ -207,35 +215,8 @@ def claim(output: Path) -> Iterator[None]:
     OutputError
         If RUN cannot be written, or another process holds it.
     """
-    remedy = "wait for it or stop it; after a kill its ranks may still be running"
-    with held(output, expected="a run that nobody else is training", remedy=remedy):
+    with held(output, **RUN_HELD):
         yield
-
-
-def _suggested(data: Path, index: Index, tracer: str) -> float:
-    if tracer not in index.intensity_ratio:
-        raise DatasetError(
-            data,
-            expected=f"a suggested intensity_ratio for {tracer}",
-            found="none",
-            remedy="set intensity_ratio in run.yaml, or run `ganbert prepare` again",
-        )
-    return index.intensity_ratio[tracer]
-
-
-def _check_alike(data: Path, rows: Sequence[Row]) -> None:
-    # A generator cannot tell which of several units or frame timings is asked for.
-    for name, values in (
-        ("unit", {row.unit for row in rows}),
-        ("frame timing", {(row.frame_start_s, row.frame_duration_s) for row in rows}),
-    ):
-        if len(values) != 1:
-            raise DatasetError(
-                data,
-                expected=f"{rows[0].tracer} training rows of one {name}",
-                found=", ".join(sorted(map(str, values))),
-                remedy="prepare a dataset that agrees in it",
-            )
 
 
 def describe_run(run: Run, world_size: int, device: str) -> dict[str, object]:

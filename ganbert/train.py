@@ -20,6 +20,11 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     del sys.path[0]
     # Until `main`: else the collector goes through what is imported again and again.
     gc.disable()
+if __name__ == "__main__":
+    # Before torch, DeepSpeed and DALI, whose imports take seconds.
+    from ganbert.preflight import refuse_early
+
+    refuse_early(sys.argv[1:])
 
 import contextlib
 import functools
@@ -32,21 +37,14 @@ import torch
 from torch import Tensor
 
 from ganbert.alarm import Alarm
-from ganbert.checkpoint import check_state, export_generator, load_checkpoint, save_checkpoint
-from ganbert.checkpoint_files import (
-    TrainingState,
-    discard_unfinished,
-    find_checkpoint,
-    read_state,
-    set_aside_newer,
-)
+from ganbert.checkpoint import export_generator, load_checkpoint, save_checkpoint
+from ganbert.checkpoint_files import TrainingState, discard_unfinished, set_aside_newer
 from ganbert.config import RunConfig
 from ganbert.data.loader import Batch, Loader, build_loader
 from ganbert.engines import (
     Engines,
     World,
     build_engines,
-    check_engine_configs,
     check_weights,
     find_device,
     init_world,
@@ -59,14 +57,13 @@ from ganbert.meeting import Meeting
 from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
 from ganbert.monitor import MonitorSink
+from ganbert.planning import plan
 from ganbert.ranks import StopRequest, barrier, mean_over_ranks, require_same
-from ganbert.recipe import load_recipe
 from ganbert.runs import (
     Run,
     claim,
     describe_checkpoint,
     facts_for_all_ranks,
-    plan_run,
     write_description,
 )
 from ganbert.sample_log import SampleLog, rewind
@@ -75,59 +72,8 @@ from ganbert.steps import discriminator_step, generator_step
 from ganbert.stragglers import OwnTime, StragglerWatch, host_names
 from ganbert.supervisor import when_gone
 from ganbert.telemetry import Telemetry
-from ganbert.train_options import TrainOptions, parse_options
+from ganbert.train_options import parse_options
 from ganbert.validation import validation_l1, validation_rows
-
-
-def plan(options: TrainOptions) -> tuple[Run, TrainingState]:
-    """Turn the command line into a checked plan and the state to start from.
-
-    Raises
-    ------
-    GanbertError
-        Before any training work, if something cannot work.
-    """
-    recipe = load_recipe(options.config)
-    if options.max_steps is not None:
-        run_config = recipe.run.model_copy(update={"max_steps": options.max_steps})
-        recipe = recipe.model_copy(update={"run": run_config})
-    check_engine_configs(recipe)
-    resume_from, passed_over = find_checkpoint(options.output, options.resume)
-    run = plan_run(
-        recipe,
-        recipe_path=options.config,
-        data=options.data,
-        output=options.output,
-        resume_from=resume_from,
-        passed_over=passed_over,
-        world_size=_world_size(),
-        tracer=options.tracer,
-    )
-    with torch.device("meta"):  # the shapes alone: do the networks fit the grids?
-        build_generator(recipe.run.generator, run.index.mri_grid, run.index.pet_grid)
-    return run, first_state(run)
-
-
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))  # the launcher's, before the ranks have met
-
-
-def first_state(run: Run) -> TrainingState:
-    """State of the checkpoint to go on from, or of a new run."""
-    seed = run.recipe.run.seed
-    if run.resume_from is None:
-        return TrainingState(step=0, samples_seen=0, index_sha256=run.index_sha256, seed=seed)
-    state = read_state(run.resume_from)
-    micro_batch = run.recipe.generator_engine["train_micro_batch_size_per_gpu"]
-    check_state(
-        run.resume_from,
-        state,
-        index_sha256=run.index_sha256,
-        seed=seed,
-        max_steps=run.recipe.run.max_steps,
-        samples_per_micro_step=micro_batch * _world_size(),
-    )
-    return state
 
 
 def seed_micro_step(seed: int, micro_step: int, rank: int) -> torch.Generator:

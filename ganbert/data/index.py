@@ -6,6 +6,7 @@ nothing again.
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -144,6 +145,46 @@ def training_tracer(where: Path, index: Index, asked: str | None = None) -> str:
             remedy="prepare more subjects",
         )
     return name or trained[0]
+
+
+def suggested_ratio(data: Path, index: Index, tracer: str) -> float:
+    """Return the intensity ratio that `prepare` suggests for a tracer.
+
+    Raises
+    ------
+    DatasetError
+        If there is none.
+    """
+    if tracer not in index.intensity_ratio:
+        raise DatasetError(
+            data,
+            expected=f"a suggested intensity_ratio for {tracer}",
+            found="none",
+            remedy="set intensity_ratio in run.yaml, or run `ganbert prepare` again",
+        )
+    return index.intensity_ratio[tracer]
+
+
+def check_alike(data: Path, rows: Sequence[Row]) -> None:
+    """Refuse training rows of a tracer that differ in unit or frame timing.
+
+    Raises
+    ------
+    DatasetError
+        Naming what there is.
+    """
+    # A generator cannot tell which of several units or frame timings is asked for.
+    for name, values in (
+        ("unit", {row.unit for row in rows}),
+        ("frame timing", {(row.frame_start_s, row.frame_duration_s) for row in rows}),
+    ):
+        if len(values) != 1:
+            raise DatasetError(
+                data,
+                expected=f"{rows[0].tracer} training rows of one {name}",
+                found=", ".join(sorted(map(str, values))),
+                remedy="prepare a dataset that agrees in it",
+            )
 
 
 def index_path(path: Path) -> Path:

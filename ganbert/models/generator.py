@@ -11,8 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ganbert.config import NUM_FRAMES, GeneratorConfig, Grid
-from ganbert.errors import ConfigError
+from ganbert.config import NUM_FRAMES, GeneratorConfig, Grid, stem_stride
 from ganbert.models.blocks import (
     Checkpoint,
     Resample,
@@ -39,12 +38,6 @@ def pyramid(shape: Shape, levels: int) -> list[Shape]:
         d, h, w = shapes[-1]
         shapes.append(((d + 1) // 2, (h + 1) // 2, (w + 1) // 2))
     return shapes
-
-
-def stem_stride(mri_grid: Grid, pet_grid: Grid) -> int:
-    """How many MRI voxels make one PET voxel, at least 1."""
-    ratios = zip(pet_grid.spacing_mm, mri_grid.spacing_mm, strict=True)
-    return max(1, round(min(pet / mri for pet, mri in ratios)))
 
 
 class Generator(nn.Module):
@@ -80,7 +73,7 @@ class Generator(nn.Module):
         self.checkpoint: Checkpoint = call_directly
         widths = config.channels
         stride = stem_stride(mri_grid, pet_grid)
-        _check_divisible(mri_grid.shape, stride * 2 ** (len(widths) - 1))
+        config.check_fits(mri_grid, pet_grid)
         self.stem = nn.Sequential(
             nn.Conv3d(1, widths[0], kernel_size=stride + 2, stride=stride, padding=1),
             group_norm(widths[0]),
@@ -148,16 +141,6 @@ class Generator(nn.Module):
             joined = torch.cat((features, skips[level]), dim=1)
             features = self.checkpoint(self.decode[level], joined)
         return features
-
-
-def _check_divisible(shape: Shape, divisor: int) -> None:
-    if any(n % divisor for n in shape):
-        raise ConfigError(
-            "mri_grid",
-            expected=f"a shape of multiples of {divisor} (stem stride x 2 for each further level)",
-            found=str(shape),
-            remedy="prepare another grid, or give the generator fewer channels entries",
-        )
 
 
 def build_generator(config: GeneratorConfig, mri_grid: Grid, pet_grid: Grid) -> Generator:

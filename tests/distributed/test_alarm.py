@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ganbert.alarm import LOOPBACK, Alarm, Cause, _Exchange, _keep_alive
+from ganbert.alarm import Alarm
 from ganbert.errors import one_line_errors
+from ganbert.exchange import LOOPBACK, Cause, Exchange, keep_alive
 from tests.failing_ranks import (
     SIZE,
     Deed,
@@ -157,7 +158,7 @@ def test_rank_without_others_fails_as_any_command(
 @pytest.mark.parametrize("seconds", [7, 8, 9, 10, 17, 26, 180, 600])
 def test_the_kernel_gives_a_node_up_after_the_very_time_that_was_asked_for(seconds: int) -> None:
     with socket.socket() as connection:
-        _keep_alive(connection, seconds)
+        keep_alive(connection, seconds)
         before, between, questions, unacknowledged = (
             connection.getsockopt(socket.IPPROTO_TCP, option)
             for option in (
@@ -173,7 +174,7 @@ def test_the_kernel_gives_a_node_up_after_the_very_time_that_was_asked_for(secon
     assert questions >= 6
 
 
-def join_exchange(exchange: _Exchange, first_line: bytes | None) -> socket.socket:
+def join_exchange(exchange: Exchange, first_line: bytes | None) -> socket.socket:
     """Connect as a rank or a stranger does, and say the first line, if any."""
     port, _ = exchange.invitation
     connection = socket.create_connection((LOOPBACK, port), timeout=10)
@@ -182,7 +183,7 @@ def join_exchange(exchange: _Exchange, first_line: bytes | None) -> socket.socke
     return connection
 
 
-def as_rank(exchange: _Exchange, rank: int) -> socket.socket:
+def as_rank(exchange: Exchange, rank: int) -> socket.socket:
     _, token = exchange.invitation
     return join_exchange(exchange, json.dumps(["here", [token, rank]]).encode())
 
@@ -200,7 +201,7 @@ STRANGE_LINES = {
 def test_a_stranger_is_sent_away_without_a_word(
     line: bytes, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    exchange = _Exchange(["host"] * 2, LOOPBACK, 180)
+    exchange = Exchange(["host"] * 2, LOOPBACK, 180)
     stranger = join_exchange(exchange, line)
     with contextlib.suppress(ConnectionResetError):  # what it went on to say was not read
         assert stranger.recv(1) == b""
@@ -216,8 +217,8 @@ def test_a_stranger_is_sent_away_without_a_word(
 def test_a_silent_stranger_holds_nobody_up_and_is_sent_away(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ganbert.alarm._STRANGER_SECONDS", 4.0)
-    exchange = _Exchange(["host"] * 2, LOOPBACK, 180)
+    monkeypatch.setattr("ganbert.exchange._STRANGER_SECONDS", 4.0)
+    exchange = Exchange(["host"] * 2, LOOPBACK, 180)
     silent, slow = join_exchange(exchange, None), join_exchange(exchange, None)
     slow.sendall(b'["he')
     ranks = [as_rank(exchange, rank) for rank in range(2)]
@@ -238,8 +239,8 @@ def test_a_silent_stranger_holds_nobody_up_and_is_sent_away(
 
 
 def test_a_rank_may_be_silent_for_as_long_as_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ganbert.alarm._STRANGER_SECONDS", 0.2)
-    exchange = _Exchange(["host"] * 2, LOOPBACK, 180)
+    monkeypatch.setattr("ganbert.exchange._STRANGER_SECONDS", 0.2)
+    exchange = Exchange(["host"] * 2, LOOPBACK, 180)
     ranks = [as_rank(exchange, rank) for rank in range(2)]
     time.sleep(0.6)
     for rank in ranks:

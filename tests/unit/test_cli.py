@@ -10,7 +10,8 @@ import typer
 from typer.testing import CliRunner
 
 from ganbert import __version__
-from ganbert.cli import Frames, Layout, Size, Unit, app
+from ganbert.cli import app
+from ganbert.cli.options import Frames, Layout, Size, Unit
 from ganbert.config import GRIDS
 from ganbert.data.frames import FRAME_RULES
 from ganbert.data.layouts import LAYOUTS
@@ -214,9 +215,7 @@ def test_train_starts_the_launcher_and_returns_its_code(monkeypatch: pytest.Monk
         return 75
 
     monkeypatch.setattr("ganbert.launch.supervise", supervise)
-    monkeypatch.setattr("ganbert.recipe.load_recipe", lambda path: None)
-    monkeypatch.setattr("ganbert.data.index.load_index", lambda path: None)
-    monkeypatch.setattr("ganbert.data.index.training_tracer", lambda *given: given[2])
+    monkeypatch.setattr("ganbert.preflight.check_options", lambda options: None)
     monkeypatch.setenv("PATH", "/bin")
     options = [
         "--config",

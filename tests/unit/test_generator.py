@@ -7,9 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ganbert.config import GRIDS, PAPER_MRI_GRID, PAPER_PET_GRID, GeneratorConfig, Grid
+from ganbert.config import (
+    GRIDS,
+    PAPER_MRI_GRID,
+    PAPER_PET_GRID,
+    GeneratorConfig,
+    Grid,
+    stem_stride,
+)
 from ganbert.errors import ConfigError
-from ganbert.models.generator import Generator, build_generator, pyramid, stem_stride
+from ganbert.models.generator import Generator, build_generator, pyramid
 
 TINY_MRI, TINY_PET = GRIDS["tiny"]
 SMALL_PET = Grid(shape=(7, 5, 6), spacing_mm=(16.0, 16.0, 16.0))

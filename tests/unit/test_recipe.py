@@ -13,7 +13,7 @@ from deepspeed.runtime.activation_checkpointing import config as checkpointing_c
 from deepspeed.runtime.zero import config as zero_config
 
 from ganbert.config import GRIDS
-from ganbert.engine_config import ActivationCheckpointing, EngineConfig
+from ganbert.engine_keys import ActivationCheckpointing, EngineConfig
 from ganbert.errors import ConfigError
 from ganbert.model_table import expect_memory
 from ganbert.recipe import Recipe, load_recipe, read_contents

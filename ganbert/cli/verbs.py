@@ -1,4 +1,4 @@
-"""What SIGTERM and Ctrl-C mean to the commands that run in one process: a line, and 128 + n.
+"""How a verb ends that was stopped, or called wrongly: one line, and its exit code.
 
 `train` (`ranks`, `launch`) and `serve` (`serve.server`) have handlers of their own while they work.
 """
@@ -9,6 +9,7 @@ import sys
 from types import FrameType
 from typing import Any
 
+import typer
 from typer.core import TyperGroup
 
 EXIT_BY_SIGNAL = 128
@@ -22,7 +23,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM; as with Ctrl-C, what is half done is removed, and workers end."""
 
 
-def install() -> None:
+def stop_on_sigterm() -> None:
     """Let SIGTERM raise `Terminated`."""
     signal.signal(signal.SIGTERM, _terminate)
 
@@ -31,13 +32,23 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise Terminated
 
 
-class StoppableGroup(TyperGroup):
-    """Commands that say how they were stopped, where typer would leave without a word."""
+class Verbs(TyperGroup):
+    """The verbs of `ganbert`, which tell in our words of a signal and of a wrong option."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; a signal becomes one line on stderr and its exit code."""
+        """Run the verb; a signal becomes one line on stderr and 128 + its number.
+
+        Raises
+        ------
+        typer.BadParameter
+            If one of its options is wrong; typer prints what it says and leaves with code 2.
+        """
         try:
             return super().invoke(ctx)
+        except typer.BadParameter as error:
+            # Of pydantic, by which typer reads the options.
+            error.message = error.message.removeprefix("Value error, ")
+            raise
         except KeyboardInterrupt as error:
             number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
             more = _GO_ON.get(ctx.invoked_subcommand or "", "")

@@ -1,0 +1,5 @@
+"""`python -m ganbert.cli`."""
+
+from ganbert.cli.application import main
+
+main()

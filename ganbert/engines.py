@@ -155,8 +155,10 @@ def init_world(timeout: timedelta | None = None) -> World:
     Raises
     ------
     PlatformError
-        If the process was not started by a launcher, there are more ranks than GPUs, or the ranks
-        cannot meet.
+        If the process was not started by a launcher, there are more ranks than GPUs, or the port
+        is taken.
+    NotMetError
+        If the ranks do not find each other.
 
     Notes
     -----

@@ -1,8 +1,8 @@
 """The errors that a user can cause, and the exit codes that every command keeps to.
 
 A `GanbertError` says in one line where it happened, what was expected, what was found and what
-to do. `one_line_errors` turns it into that line on stderr and exit code 2; any other exception
-is a bug and keeps its traceback.
+to do. `one_line_errors` turns it into that line on stderr and its exit code, 2 for all but
+`NotMetError`; any other exception is a bug and keeps its traceback.
 """
 
 import contextlib
@@ -14,6 +14,8 @@ from typing import Any
 EXIT_USER_ERROR = 2
 # EX_DATAERR of sysexits.h: the work is done, but some of the input was refused and is listed.
 EXIT_SOME_REFUSED = 65
+# EX_UNAVAILABLE of sysexits.h: ranks of other nodes did not come; run it again when they can.
+EXIT_NOT_MET = 69
 # EX_TEMPFAIL of sysexits.h: training was interrupted, its state is saved, run it again.
 EXIT_INTERRUPTED = 75
 
@@ -28,6 +30,8 @@ class GanbertError(Exception):
     found : what was there instead
     remedy : what to do about it, as an imperative
     """
+
+    exit_code = EXIT_USER_ERROR
 
     def __init__(self, where: object, *, expected: str, found: str, remedy: str) -> None:
         self.where = where
@@ -76,6 +80,12 @@ class PlatformError(GanbertError):
     """The machine or its software lacks something that the command needs."""
 
 
+class NotMetError(PlatformError):
+    """Ranks of other nodes are not there yet, or no more; nothing is wrong with this one."""
+
+    exit_code = EXIT_NOT_MET
+
+
 def say_error(text: object) -> None:
     """Print one line on stderr; under a launcher the prefix says whose line it is.
 
@@ -99,4 +109,4 @@ def one_line_errors(*, quiet: bool = False) -> Iterator[None]:
     except GanbertError as error:
         if not quiet:
             say_error(error)
-        raise SystemExit(EXIT_USER_ERROR) from None
+        raise SystemExit(error.exit_code) from None

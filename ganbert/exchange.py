@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ganbert.errors import EXIT_USER_ERROR, GanbertError
+from ganbert.errors import GanbertError
 
 EXIT_BUG = 1
 EXIT_ABORTED = 130
@@ -53,7 +53,7 @@ class Cause:
     def of(cls, rank: int, error: BaseException) -> "Cause":
         """What the other ranks are told of an error on this one."""
         if isinstance(error, GanbertError):
-            return cls(rank, str(error)[:_MAX_TEXT], EXIT_USER_ERROR)
+            return cls(rank, str(error)[:_MAX_TEXT], error.exit_code)
         if isinstance(error, KeyboardInterrupt):
             return cls(rank, "aborted by a second Ctrl-C", EXIT_ABORTED)
         words = f"{type(error).__name__}: {error}".partition("\n")[0].split()

@@ -4,8 +4,9 @@ What goes wrong on one rank alone before there is a process group (its data, its
 leave the ranks of the other nodes waiting for it. So each comes to a store in rank 0, whether it
 can start or not, and all start or none: where one cannot, each node says in one line why.
 
-Who never comes is waited for: a node may be minutes late, while its image is fetched. `alarm` takes
-over when all have met.
+Who never comes is waited for: a node may be minutes late, while its image is fetched. When time is
+up those that came leave with a code of its own (69), for the same command helps when the others can
+come. `alarm` takes over when all have met.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from typing import Self
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from ganbert.errors import EXIT_USER_ERROR, GanbertError, PlatformError, say_error
+from ganbert.errors import GanbertError, NotMetError, PlatformError, say_error
 
 # DeepSpeed's variable for it, in minutes, and its default.
 _TIMEOUT_VARIABLE = "DEEPSPEED_TIMEOUT"
@@ -33,7 +34,7 @@ _PATIENCE = timedelta(seconds=60)
 _EXIT_BUG = 1
 # For the life of the process: the process group meets at the same store.
 _OPEN: list[Store] = []
-_VERDICT, _ARRIVED, _HEARD, _LEAVE = "verdict", "arrived", "heard", "leave"
+_VERDICT, _HEARD, _LEAVE = "verdict", "heard", "leave"
 
 
 def meeting_timeout() -> timedelta:
@@ -70,7 +71,7 @@ class _Verdict:
     @classmethod
     def of(cls, rank: int, error: BaseException) -> "_Verdict":
         if isinstance(error, GanbertError):
-            return cls(rank, str(error), EXIT_USER_ERROR)
+            return cls(rank, str(error), error.exit_code)
         if isinstance(error, SystemExit):
             code = error.code if isinstance(error.code, int) else _EXIT_BUG
             return cls(rank, f"left with code {code}: its log says why", code)
@@ -89,7 +90,9 @@ class Meeting:
     Raises
     ------
     PlatformError
-        At the end of the block, if the ranks cannot meet or some do not come.
+        At the end of the block, if the port is taken.
+    NotMetError
+        If rank 0 does not answer, or others do not come.
     SystemExit
         If one of them cannot start.
     """
@@ -148,8 +151,8 @@ class Meeting:
         self._come()
         try:
             self._store.set(_chair(self._rank), "")
-            is_last = self._store.add(_ARRIVED, 1) == self._size
-            if mine.code != 0 or is_last:
+            # Not by counting: who dies waiting, and is started again, comes twice.
+            if mine.code != 0 or not self._missing():
                 self._decide(mine)
             try:
                 self._store.wait([_VERDICT], self._timeout or meeting_timeout())
@@ -182,10 +185,15 @@ class Meeting:
         _OPEN.append(store)
         self._store = PrefixStore("meeting", store)
 
-    def _without_those_missing(self) -> _Verdict:
+    def _missing(self) -> list[int]:
         ranks = range(self._size)
-        missing = [rank for rank in ranks if not self._store.check([_chair(rank)])]
-        error = PlatformError(
+        if self._store.check([_chair(rank) for rank in ranks]):
+            return []
+        return [rank for rank in ranks if not self._store.check([_chair(rank)])]
+
+    def _without_those_missing(self) -> _Verdict:
+        missing = self._missing()
+        error = NotMetError(
             f"meeting of the ranks at {self._place}",
             expected=f"{self._size} ranks within {self._timeout or meeting_timeout()}",
             found=f"no word of rank {_ranges(missing)}",
@@ -204,7 +212,8 @@ class Meeting:
 
 def cannot_meet(place: str, *, is_taken: bool) -> PlatformError:
     """Say that ranks did not find each other at `place` (HOST:PORT)."""
-    return PlatformError(
+    kind = PlatformError if is_taken else NotMetError
+    return kind(
         f"meeting of the ranks at {place}",
         expected="a free port there, that every node reaches",
         found="a port that is taken" if is_taken else "no answer in time",

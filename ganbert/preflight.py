@@ -23,7 +23,7 @@ from ganbert.data.index import (
     training_tracer,
 )
 from ganbert.engine_keys import check_keys
-from ganbert.errors import EXIT_USER_ERROR, GanbertError, OutputError, one_line_errors, say_error
+from ganbert.errors import GanbertError, OutputError, one_line_errors, say_error
 from ganbert.folder_lock import check_free
 from ganbert.recipe import Recipe, load_recipe
 from ganbert.run_folder import RUN_HELD
@@ -110,7 +110,7 @@ def _leave(error: GanbertError | SystemExit, speaks: bool) -> None:
     if isinstance(error, SystemExit):
         raise error
     say_error(error)
-    raise SystemExit(EXIT_USER_ERROR)
+    raise SystemExit(error.exit_code)
 
 
 def _check_place(output: Path, data: Path) -> None:

@@ -7,9 +7,17 @@ RUN/export/generator.safetensors   the weights
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ganbert.errors import CheckpointError, GanbertError
+
+
+class Held(TypedDict):
+    """What `folder_lock` says of a folder that another process holds."""
+
+    expected: str
+    remedy: str
+
 
 DESCRIPTION_NAME = "run.json"
 EXPORT_NAME = "export"
@@ -23,7 +31,7 @@ _METHOD_NAMES = {
     "none": "L1 alone",
 }
 # What is said of a RUN that another training holds.
-RUN_HELD = {
+RUN_HELD: Held = {
     "expected": "a run that nobody else is training",
     "remedy": "wait for it or stop it; after a kill its ranks may still be running",
 }

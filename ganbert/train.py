@@ -6,8 +6,9 @@
 Options -> data -> models -> engines -> loop; what both networks learn from a micro-batch stands in
 `steps.py`. DeepSpeed owns the optimisers, schedules, precision, micro-batch, accumulation, ZeRO and
 activation checkpointing (two JSON files of the recipe); everything else stands in the recipe's
-run.yaml. Exit codes: 0 finished, 1 a bug or a dead rank, 2 a mistake that the user can mend, 75
-interrupted (SIGTERM, Ctrl-C) and saved: run the same command again to go on.
+run.yaml. Exit codes: 0 finished, 1 a bug or a dead rank, 2 a mistake that the user can mend, 69
+ranks of other nodes did not come, 75 interrupted (SIGTERM, Ctrl-C) and saved: for the last two run
+the same command again to go on.
 """
 
 import gc

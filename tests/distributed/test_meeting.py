@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ganbert.errors import EXIT_NOT_MET
+
 from .conftest import RECIPE, free_port, place_of
 
 MEET = """
@@ -139,10 +141,34 @@ def test_a_rank_that_never_comes_is_named_in_time() -> None:
     results = start_ranks("pass", None, "pass", None, seconds=15)
     assert time.monotonic() - started < 60
     for code, output in results:
-        assert code == 2
+        assert code == EXIT_NOT_MET
         (line,) = lines_of(output)
         assert "expected 4 ranks within 0:00:15, found no word of rank 1, 3; look at" in line
         assert "Traceback" not in output
+
+
+def test_one_that_is_killed_waiting_and_started_again_does_not_count_for_another() -> None:
+    port = free_port()
+
+    def start(rank: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", START, "print('came', flush=True)", "25"]
+        return subprocess.Popen(
+            command, env=place_of(rank, 3, port), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    first, second = start(0), start(1)
+    for process in (first, second):
+        assert process.stdout is not None
+        assert process.stdout.readline() == "came\n"
+    time.sleep(3)  # until both wait in the store
+    second.kill()
+    again = start(1)
+    results = [(process.wait(120), process.communicate()[0]) for process in (first, again)]
+    second.communicate()
+    for code, output in results:
+        assert code == EXIT_NOT_MET, output
+        assert "found no word of rank 2; look at" in output
 
 
 def test_data_that_one_node_does_not_see_ends_a_training_on_all(

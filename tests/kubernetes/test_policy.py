@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ganbert.errors import EXIT_INTERRUPTED, EXIT_SOME_REFUSED, EXIT_USER_ERROR
+from ganbert.errors import EXIT_INTERRUPTED, EXIT_NOT_MET, EXIT_SOME_REFUSED, EXIT_USER_ERROR
 
 from .manifests import (
     KUBERNETES,
@@ -123,6 +123,7 @@ def test_what_an_exit_code_does(target: str) -> None:
     job = job_spec(target)
     assert action(job, EXIT_USER_ERROR) == "FailJob"
     assert action(job, EXIT_INTERRUPTED) == "Ignore"
+    assert action(job, EXIT_NOT_MET) == "Ignore"
     assert action(job, STOPPED_BEFORE_SAVING) == "Ignore"
     for crash in (1, 134, 137, 139):
         assert action(job, crash) == "Count"

@@ -174,7 +174,7 @@ CASES: dict[str, list[tuple[bool, dict[str, str]]]] = {
     ],
     "GanbertDiscriminatorWon": [(True, judged(1, 1)), (False, judged(1, 0.9))],
     "GanbertDiscriminatorLost": [(True, judged(1, 0)), (False, judged(0.8, 0.7))],
-    "GanbertTokensAlias": [
+    "GanbertTokensOutOfRange": [
         (True, tokens("pet_real", 0.4, 0.2)),
         (False, tokens("pet_real", 0.25, 0.03)),
         (False, tokens("pet_fake", 1.0, 0.0)),
@@ -248,7 +248,7 @@ def test_every_alert_has_its_section_in_the_runbook() -> None:
     for rule in rules("alert"):
         assert rule["labels"]["severity"] in ("warning", "critical")
         assert rule["annotations"]["summary"]
-        anchor = rule["annotations"]["runbook_url"]
+        anchor = rule["annotations"]["runbook"]
         assert anchor == f"docs/operations.md#{rule['alert'].lower()}"
         assert f"\n### {rule['alert']}\n" in page
 

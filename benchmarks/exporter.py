@@ -54,6 +54,8 @@ SCRAPE_SECONDS = 15.0
 SCRAPES = 200
 # The first steps allocate, the last two validate and save.
 FIRST, LAST = 6, 2
+# An interval wants two pairs of steps at least; between n steps lie n - 1 times.
+FEWEST_STEPS = FIRST + LAST + 4 + 1
 RESULT = "GANBERT_EXPORTER_RESULT"
 
 
@@ -220,10 +222,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--steps", nargs="+", type=int, default=[800, 200], help="of each size")
+    parser.add_argument(
+        "--steps", nargs="+", type=int, default=[800, 200], help="of each size, or one for all"
+    )
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--out", type=Path, help="folder for exporter.json")
     options = parser.parse_args()
+    if len(options.steps) == 1:
+        options.steps *= len(options.sizes)
+    if len(options.steps) != len(options.sizes) or min(options.steps) < FEWEST_STEPS:
+        parser.error(
+            f"argument --steps: expected one for each of {' '.join(options.sizes)}, or one for "
+            f"all, {FEWEST_STEPS} at least, found {' '.join(map(str, options.steps))}"
+        )
     options.work.mkdir(parents=True, exist_ok=True)
     results = {}
     for size, steps in zip(options.sizes, options.steps, strict=True):

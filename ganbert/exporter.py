@@ -25,6 +25,7 @@ from prometheus_client import (
     Info,
     PlatformCollector,
     ProcessCollector,
+    make_wsgi_app,
     start_http_server,
 )
 from prometheus_client.core import CounterMetricFamily
@@ -32,6 +33,7 @@ from prometheus_client.registry import Collector
 
 from ganbert.errors import PlatformError
 from ganbert.infiniband import SYSFS, traffic
+from ganbert.scrapes import Scrapes
 from ganbert.step_stats import PHASES, StepStats, losses_of, starting_with, token_shares_of
 
 # Seconds; a CPU demo step takes seconds, a step on a fast GPU tenths.
@@ -196,6 +198,8 @@ class PrometheusSink:
                 remedy="set another metrics_port in run.yaml, or 0 for any free one",
             ) from error
         self.port: int = self._server.server_port
+        self._scrapes = Scrapes(make_wsgi_app(self.registry))
+        self._server.set_app(self._scrapes)
 
     def _make(self, metric: Metric) -> Counter | Gauge | Histogram | Info:
         name, text, registry = f"ganbert_{metric.name}", metric.text, self.registry
@@ -274,6 +278,10 @@ class PrometheusSink:
         self._series["checkpoint_bytes"].set(num_bytes)
         self._series["checkpoint_seconds"].observe(seconds)
 
+    def wait_for_scrapes(self) -> None:
+        """Return when each Prometheus that has been reading has read what stands here now."""
+        self._scrapes.wait_for_all()
+
     def close(self) -> None:
         """Stop serving."""
         self._server.shutdown()
@@ -321,9 +329,12 @@ Made from the code by `python -m ganbert.exporter > docs/metrics.md`; a test hol
 
 The first rank of each node serves these on `metrics_port` of run.yaml, and `process_*` and
 `python_info` beside them. A restart shows in `process_start_time_seconds` and
-`ganbert_first_step`; the counters begin at 0 again, as Prometheus expects. Those of `ganbert serve`
-stand in [service.md](service.md), the alerts, and what the exporter costs a step, in
-[operations.md](operations.md).
+`ganbert_first_step`; the counters begin at 0 again, as Prometheus expects. A run that has come to
+its end waits until each Prometheus that has been reading it has read that: half an interval of its
+scrapes on average, two if it has gone, 65 s at most, and not at all where none reads.
+
+The metrics of `ganbert serve` stand in [service.md](service.md), the alerts, and what the exporter
+costs a step, in [operations.md](operations.md).
 
 | series | type | meaning |
 |---|---|---|

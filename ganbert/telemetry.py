@@ -168,6 +168,7 @@ class Telemetry:
         sinks: Sequence[Sink] = (),
     ) -> None:
         self._sinks = list(sinks)
+        self._total, self._done = total, done
         if is_first:
             self._sinks.insert(0, JsonlSink(run / "log.jsonl"))
         self._prometheus = None if port is None else PrometheusSink(port, ranks)
@@ -189,6 +190,7 @@ class Telemetry:
 
     def write(self, stats: StepStats, new_volumes: int) -> None:
         """Hand one step to every sink; `new_volumes` were seen in it on this node."""
+        self._done = stats.step
         for sink in self._sinks:
             sink.write(stats)
         if self._prometheus is not None:
@@ -208,7 +210,13 @@ class Telemetry:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            # Else Prometheus would take a run that has ended well for one that died before its end.
+            # One that was stopped goes at once: who stops a node, waits.
+            if self._prometheus is not None and error is None and self._done >= self._total:
+                self._prometheus.wait_for_scrapes()
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Close every sink; safe to call twice."""

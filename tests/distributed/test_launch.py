@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +65,26 @@ def test_sigterm_saves_and_leaves_nothing_behind(
     (checkpoint,) = list_checkpoints(tmp_path / "run")
     last = read_log(tmp_path / "run")[-1]["step"]
     assert json.loads((checkpoint / "state.json").read_text())["step"] == last
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_rank_that_is_asked_says_where_it_is_and_goes_on(
+    training: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    """docs/operations.md, GanbertTrainingStalled: also where it hangs in a collective."""
+    first, second = (ranks_of(training)[rank] for rank in (0, 1))
+    first.suspend()
+    time.sleep(2)  # the other one then waits for it
+    second.send_signal(signal.SIGUSR1)
+    first.resume()
+    seen = read_log(tmp_path / "run")[-1]["step"]
+    wait_for_step(tmp_path / "run", seen + 2, training)
+    training.send_signal(signal.SIGTERM)
+    code, output = finish(training)
+    assert code == EXIT_INTERRUPTED, output
+    assert output.count("most recent call first") > 1  # its threads
+    assert re.search(r'File ".*/train\.py", line \d+ in train$', output, re.MULTILINE)
 
 
 @pytest.mark.slow

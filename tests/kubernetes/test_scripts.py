@@ -104,6 +104,17 @@ def test_hostfile_wants_numbers(tmp_path: Path, name: str, number: str) -> None:
     assert not (tmp_path / "hostfile").exists()
 
 
+@pytest.mark.parametrize("name", ["GANBERT_HOSTS", "POD_IP"])
+def test_hostfile_wants_its_variables(tmp_path: Path, name: str) -> None:
+    assert f"{name}: " in refused(hostfile(tmp_path, **{name: ""}))
+    assert not (tmp_path / "hostfile").exists()
+
+
+def test_a_hostfile_that_cannot_be_written_is_a_mistake(tmp_path: Path) -> None:
+    place = tmp_path / "nowhere" / "hostfile"
+    assert str(place) in refused(hostfile(tmp_path, GANBERT_HOSTFILE=place))
+
+
 def test_own_name_that_leads_to_loopback_is_refused(tmp_path: Path) -> None:
     """The trap: gloo then dials 127.0.0.1 and the job never forms."""
     line = refused(hostfile(tmp_path, HOSTNAME="localhost", POD_IP="10.0.0.7"))
@@ -245,7 +256,17 @@ def test_staging_copies_whole_and_once(tmp_path: Path) -> None:
     assert (to / "cache" / "row").read_text() == "voxels"
 
 
-# ---- prepare.sh and shard.sh, with the real commands -------------------------------------------
+def test_staging_to_where_nothing_can_be_made_is_a_mistake(tmp_path: Path) -> None:
+    """With exit code 1 the Job would try it ten times more."""
+    source = tmp_path / "prepared"
+    source.mkdir()
+    (source / "index.json").write_text("{}")
+    (tmp_path / "file").touch()
+    for to in (tmp_path / "nowhere" / "prepared", tmp_path / "file" / "prepared"):
+        assert str(to) in refused(run(LOCAL_CACHE / "stage.sh", source, to))
+    assert "FROM and TO" in refused(run(LOCAL_CACHE / "stage.sh", source))
+
+
 def test_staging_that_is_stopped_stops_at_once(tmp_path: Path) -> None:
     """A drain during the copy of 50 GB: neither waits for it, nor is killed and counted for it."""
     source, slow = tmp_path / "prepared", tmp_path / "bin" / "cp"
@@ -270,6 +291,7 @@ def test_staging_that_is_stopped_stops_at_once(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+# ---- prepare.sh and shard.sh, with the real commands -------------------------------------------
 @pytest.fixture(scope="module")
 def bids(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards") / "bids"

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import urllib.parse
@@ -12,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import yaml
@@ -67,21 +67,32 @@ class Prometheus:
             time.sleep(0.5)
 
 
-@contextmanager
-def training(folder: Path) -> Iterator[int]:
-    """Two ranks that train the tiny recipe until told to stop; yields the port of their metrics."""
+def cohort(folder: Path) -> Path:
+    """Make and prepare eight tiny phantom subjects."""
     make_cohort(folder / "bids", num_subjects=8, tracer="AV45", seed=5, size="tiny", jobs=1)
     grids = {"mri_grid": TINY_MRI_GRID, "pet_grid": TINY_PET_GRID}
     prepare(folder / "bids", folder / "prepared", seed=0, jobs=1, **grids)
-    port, recipe = free_port(), folder / "recipe"
-    recipe.mkdir()
-    settings: dict[str, object] = {"base": str(RECIPE), "metrics_port": port}
-    settings |= {"max_steps": 100000, "validation_subjects": 1, "checkpoint_every": 5}
-    (recipe / "run.yaml").write_text(yaml.safe_dump(settings))
-    options = ["--config", recipe, "--data", folder / "prepared", "--output", folder / "run"]
-    command = [sys.executable, "-m", "ganbert.cli", "train", *map(str, options), "--num-gpus=2"]
+    return folder / "prepared"
+
+
+def start(folder: Path, prepared: Path, port: int, *, ranks: int, **settings: int) -> Popen[bytes]:
+    """Train the tiny recipe, changed by `settings`, into folder/run."""
+    recipe = folder / "recipe"
+    recipe.mkdir(parents=True)
+    changed = {"base": str(RECIPE), "metrics_port": port, **settings}
+    (recipe / "run.yaml").write_text(yaml.safe_dump(changed))
+    options = ["--config", recipe, "--data", prepared, "--output", folder / "run"]
+    command = [sys.executable, "-m", "ganbert.cli", "train", *map(str, options)]
     with (folder / "train.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        return Popen([*command, f"--num-gpus={ranks}"], stdout=log, stderr=log)
+
+
+@contextmanager
+def training(folder: Path) -> Iterator[int]:
+    """Two ranks that train the tiny recipe until told to stop; yields the port of their metrics."""
+    port = free_port()
+    settings = {"max_steps": 100000, "validation_subjects": 1, "checkpoint_every": 5}
+    process = start(folder, cohort(folder), port, ranks=2, **settings)
     try:
         yield port
     finally:
@@ -92,15 +103,26 @@ def training(folder: Path) -> Iterator[int]:
 
 @contextmanager
 def prometheus(
-    folder: Path, port: int, targets: Mapping[str, tuple[int, dict[str, str]]]
+    folder: Path,
+    port: int,
+    targets: Mapping[str, tuple[int, dict[str, str]]],
+    *,
+    scrape_seconds: int = SCRAPE_SECONDS,
+    patience: str | None = None,
 ) -> Iterator[Prometheus]:
-    """Run one that scrapes `targets` (job -> port, labels) by the product's own rules."""
+    """Run one that scrapes `targets` (job -> port, labels) by the product's own rules.
+
+    Alerts fire after `patience` (`3s`), or when the rules say.
+    """
     rules = yaml.safe_load(RULES.read_text())
     for group in rules["groups"]:
         group["interval"] = f"{SCRAPE_SECONDS}s"
+        for rule in group["rules"]:
+            if "for" in rule and patience is not None:
+                rule["for"] = patience
     (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
     config = {
-        "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "scrape_timeout": "1s"},
+        "global": {"scrape_interval": f"{scrape_seconds}s", "scrape_timeout": "1s"},
         "rule_files": [str(folder / "rules.yaml")],
         "scrape_configs": [
             {
@@ -112,7 +134,7 @@ def prometheus(
     }
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
     with (folder / "prometheus.log").open("w") as log:
-        process = subprocess.Popen(
+        process = Popen(
             [
                 prometheus_program() or "prometheus",
                 f"--config.file={folder / 'prometheus.yaml'}",

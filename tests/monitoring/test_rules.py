@@ -47,8 +47,17 @@ def unfinished(step: float = 10) -> dict[str, str]:
 
 def went_away(step: float) -> dict[str, str]:
     return {
-        series: f"{values.partition('x')[0]}x140 stale"
-        for series, values in unfinished(step).items()
+        f"ganbert_step{{{RUN}}}": f"0+{step / 100}x100 {step}x39 stale",
+        f"ganbert_max_steps{{{RUN}}}": "100x140 stale",
+    }
+
+
+def job(name: str, *, complete: bool) -> dict[str, str]:
+    """What kube-state-metrics says of a Job."""
+    labels = f'namespace="n",job_name="{name}"'
+    return {
+        f'kube_job_complete{{{labels},condition="true"}}': steady(int(complete)),
+        f'kube_job_complete{{{labels},condition="false"}}': steady(int(not complete)),
     }
 
 
@@ -130,6 +139,11 @@ CASES: dict[str, list[tuple[bool, dict[str, str]]]] = {
     "GanbertTrainingGone": [
         (True, went_away(10)),
         (False, went_away(100)),  # at its end
+        (True, went_away(99)),
+        (True, went_away(10) | job("r", complete=False)),
+        (True, went_away(10) | job("another", complete=True)),
+        (False, went_away(99) | job("r", complete=True)),  # whose end was not read
+        (False, went_away(99) | job("r-launcher", complete=True)),
         (False, unfinished()),
     ],
     "GanbertRankMissing": [
@@ -160,7 +174,7 @@ CASES: dict[str, list[tuple[bool, dict[str, str]]]] = {
     ],
     "GanbertDiscriminatorWon": [(True, judged(1, 1)), (False, judged(1, 0.9))],
     "GanbertDiscriminatorLost": [(True, judged(1, 0)), (False, judged(0.8, 0.7))],
-    "GanbertTokensAlias": [
+    "GanbertTokensOutOfRange": [
         (True, tokens("pet_real", 0.4, 0.2)),
         (False, tokens("pet_real", 0.25, 0.03)),
         (False, tokens("pet_fake", 1.0, 0.0)),
@@ -234,7 +248,7 @@ def test_every_alert_has_its_section_in_the_runbook() -> None:
     for rule in rules("alert"):
         assert rule["labels"]["severity"] in ("warning", "critical")
         assert rule["annotations"]["summary"]
-        anchor = rule["annotations"]["runbook_url"]
+        anchor = rule["annotations"]["runbook"]
         assert anchor == f"docs/operations.md#{rule['alert'].lower()}"
         assert f"\n### {rule['alert']}\n" in page
 

@@ -25,6 +25,7 @@ FLOORS = (
         "gpu_arch",
         "infiniband",
         "run_folder",
+        "scrapes",
         "step_stats",
         "supervisor",
         "tables",

@@ -19,22 +19,26 @@ for number in "GANBERT_NODES: $nodes" "GANBERT_SLOTS: $slots"; do
     [[ $number =~ :\ [1-9][0-9]*$ ]] ||
         fail "${number%: *}: expected a positive number, found '${number#*: }'; set it in ganbert-size"
 done
-[[ ${GANBERT_HOSTS:?} == *INDEX* ]] ||
-    fail "GANBERT_HOSTS: expected a name with INDEX in it, found '$GANBERT_HOSTS'"
+pattern=${GANBERT_HOSTS:-} address=${POD_IP:-}
+[[ $pattern == *INDEX* ]] ||
+    fail "GANBERT_HOSTS: expected a name with INDEX in it, found '$pattern'; set it in the manifest"
+[[ -n $address ]] ||
+    fail "POD_IP: expected this pod's address, found ''; set it from status.podIP in the manifest"
 
 hosts=()
 for ((k = 0; k < nodes; k++)); do
-    hosts+=("${GANBERT_HOSTS/INDEX/$k}")
+    hosts+=("${pattern/INDEX/$k}")
 done
 hostfile=${GANBERT_HOSTFILE:-/job/hostfile}
-printf "%s slots=$slots\n" "${hosts[@]}" >"$hostfile"
+{ printf "%s slots=$slots\n" "${hosts[@]}" >"$hostfile"; } 2>/dev/null ||
+    fail "$hostfile: expected a file that user $(id -u) can write, found none; mount a volume there"
 
 address_of() { getent ahosts "$1" | awk 'NR == 1 { print $1 }'; }
 
 # Were it loopback, gloo would offer the others an address that leads nowhere, and none would start.
 own=$(address_of "$HOSTNAME" || true)
-[[ $own == "${POD_IP:?}" ]] ||
-    fail "$HOSTNAME: expected this pod's own name to lead to $POD_IP, found '$own';" \
+[[ $own == "$address" ]] ||
+    fail "$HOSTNAME: expected this pod's own name to lead to $address, found '$own';" \
         "give the pod a hostname and a subdomain, or mend /etc/hosts"
 
 # Without a limit: a node that the cluster does not have yet is no accident of this pod.

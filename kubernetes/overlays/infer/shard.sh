@@ -2,19 +2,30 @@
 # The share of one pod in `ganbert infer`:  shard.sh BIDS OUT participant [options]
 #   JOB_COMPLETION_INDEX, GANBERT_SHARDS   which share, of how many
 #   GANBERT_WAIT_SECONDS                   for the first share (default: 300)
-# Subject k of the sorted list is of share k mod GANBERT_SHARDS.
+# Subject k of the sorted list is of share k mod GANBERT_SHARDS. Exit code 2: a mistake, told in one line.
 set -euo pipefail
-bids=${1:?} out=${2:?}
-index=${JOB_COMPLETION_INDEX:?} shards=${GANBERT_SHARDS:?} wait=${GANBERT_WAIT_SECONDS:-300}
 trap 'exit 143' TERM # until `ganbert` has taken this process over
+
+fail() {
+    echo "ganbert: error: $*" >&2
+    exit 2
+}
+
+(($# >= 2)) || fail "shard.sh: expected BIDS and OUT, found $# words; mend its command"
+bids=$1 out=$2
+index=${JOB_COMPLETION_INDEX:-} shards=${GANBERT_SHARDS:-} wait=${GANBERT_WAIT_SECONDS:-300}
+[[ $shards =~ ^[1-9][0-9]*$ ]] ||
+    fail "GANBERT_SHARDS: expected a positive number, found '$shards'; set it to the Job's completions"
+[[ $index =~ ^(0|[1-9][0-9]*)$ && $index -lt $shards ]] ||
+    fail "JOB_COMPLETION_INDEX: expected 0 to $((shards - 1)), found '$index';" \
+        "GANBERT_SHARDS is the Job's completions, and the Job Indexed"
+[[ $wait =~ ^(0|[1-9][0-9]*)$ ]] ||
+    fail "GANBERT_WAIT_SECONDS: expected whole seconds, found '$wait'; mend it in the manifest"
 
 shopt -s nullglob
 LC_ALL=C
 subjects=("$bids"/sub-*/)
-if ((${#subjects[@]} == 0)); then
-    echo "ganbert: error: $bids: expected folders sub-*, found none; mount the dataset there" >&2
-    exit 2
-fi
+((${#subjects[@]} > 0)) || fail "$bids: expected folders sub-*, found none; mount the dataset there"
 labels=()
 for ((k = index; k < ${#subjects[@]}; k += shards)); do
     subject=$(basename "${subjects[k]}")

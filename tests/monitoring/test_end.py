@@ -1,0 +1,69 @@
+"""By a real Prometheus: a run that ended well does not page, one that died before its end does."""
+
+import time
+from pathlib import Path
+from subprocess import Popen
+
+import psutil
+import pytest
+
+from tests.distributed.conftest import free_port
+
+from .live import Prometheus, cohort, prometheus, prometheus_program, start
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(
+        prometheus_program() is None, reason="no prometheus (apt-get install -y prometheus)"
+    ),
+]
+# Steps take a tenth of it: a scrape alone would hardly meet the last one.
+SCRAPE_SECONDS = 5
+STEPS = 100
+
+
+def gone(server: Prometheus, run: str) -> list[object]:
+    """The alert's series for a run, pending or firing, in the last minutes."""
+    alert = f'ALERTS{{alertname="GanbertTrainingGone",run="{run}"}}'
+    return list(server.query(f"max_over_time({alert}[5m])"))
+
+
+def kill_a_rank(launched: Popen[bytes]) -> None:
+    """As the kernel does when there is no memory."""
+    parts = psutil.Process(launched.pid).children(recursive=True)
+    rank = next(one for one in parts if any("--local_rank" in word for word in one.cmdline()))
+    rank.kill()
+
+
+def test_the_end_is_told_from_a_death(tmp_path: Path) -> None:
+    prepared = cohort(tmp_path)
+    ports = {run: free_port() for run in ("ended", "killed", "stopped")}
+    targets = {run: (port, {"namespace": "n", "run": run}) for run, port in ports.items()}
+    settings = {"validation_subjects": 0, "checkpoint_every": 100000}
+    with prometheus(
+        tmp_path, free_port(), targets, scrape_seconds=SCRAPE_SECONDS, patience="3s"
+    ) as server:
+        runs = {
+            run: start(
+                tmp_path / run, prepared, port, ranks=1,
+                max_steps=STEPS if run == "ended" else 100000, **settings,
+            )
+            for run, port in ports.items()
+        }  # fmt: skip
+        for run in runs:
+            server.wait_for(f'ganbert_step{{run="{run}"}} > 0', 200)
+        kill_a_rank(runs["killed"])
+        runs["stopped"].terminate()
+        codes = {run: process.wait(200) for run, process in runs.items()}
+        assert codes == {"ended": 0, "killed": 137, "stopped": 75}
+        for run in ("killed", "stopped"):
+            server.wait_for(
+                f'ALERTS{{alertname="GanbertTrainingGone",alertstate="firing",run="{run}"}}'
+            )
+        server.wait_for('up{run="ended"} == 0')
+        time.sleep(3 * SCRAPE_SECONDS)
+        (last,) = server.query('last_over_time(ganbert_step{run="ended"}[1h])')
+        assert last["value"][1] == str(STEPS)
+        assert gone(server, "ended") == []
+        assert gone(server, "killed")

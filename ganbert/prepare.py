@@ -65,6 +65,7 @@ from ganbert.pair_checks import (
     show,
 )
 from ganbert.prepared_folder import Plan, claimed, read_split, write_split
+from ganbert.workers import own_workers
 
 _PACKAGES = ("nibabel", "numpy", "scipy")
 
@@ -230,8 +231,7 @@ def _make_rows(
     )
     made: list[MadeRow] = []
     # One thread per process: the processes already take all cores.
-    backend = joblib.parallel_config(backend="loky", inner_max_num_threads=1)
-    with Progress(*columns, console=console) as progress, backend, _no_lost_worker(jobs):
+    with Progress(*columns, console=console) as progress, own_workers(), _no_lost_worker(jobs):
         task = progress.add_task("prepare", total=len(pairs))
         parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
         # Closed first when a row fails: no process may still write when what is half done goes.

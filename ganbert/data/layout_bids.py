@@ -10,6 +10,7 @@ here, by the inheritance principle. What is decided here:
   taken, one that is corrected for attenuation before one that is not (`rec-nac...`); the others
   are refused.
 * Subjects with only one of the two images are left out, which is no fault.
+* An image whose name says another person or session than its folder is refused.
 * Unit and frames come from the sidecar and are never guessed.
 * Body weight, diagnosis and side of the split come from `participants.tsv` (`bids_tables.py`).
 * What is wrong with one image or its own sidecar costs that pair; a sidecar that many images
@@ -95,7 +96,7 @@ class BidsLayout:
             raise _nothing_found(root, "pet", _PET_PATTERN)
         if not {pet.entity("subject") for pet in dataset.pets} & set(dataset.mris):
             raise _nothing_found(root, "T1w", f"a subject with {_T1W_PATTERN} and {_PET_PATTERN}")
-        pairs, others = [], [*dataset.closed, *dataset.left_out()]
+        pairs, others = [], [*dataset.closed, *dataset.misplaced, *dataset.left_out()]
         for pet in dataset.pets:
             if pet.entity("subject") not in dataset.mris:
                 continue
@@ -122,6 +123,16 @@ class _File:
         """Return an entity's value; empty where the name has none."""
         return self.entities.get(name, "")
 
+    def contradiction(self) -> tuple[str, str] | None:
+        """Return person or session by the folders and by the name, where they are not the same."""
+        name = Path(self.path).name
+        for entity, prefix in (("subject", "sub"), ("session", "ses")):
+            # pybids goes by the folder, and does not look at the name then.
+            said = re.search(rf"(?:^|_){prefix}-([^_.]+)", name)
+            if said and self.entity(entity) != said[1]:
+                return f"{prefix}-{self.entity(entity)}", f"{prefix}-{said[1]}"
+        return None
+
     def about(self) -> dict[str, str]:
         """Return the entities that say what the file is about."""
         return {name: value for name, value in self.entities.items() if name not in _NO_ENTITIES}
@@ -137,9 +148,15 @@ class _Dataset:
         self.closed = list(_refuse_folders(root, closed))
         known = list(layout.get_entities().values())
 
+        self.misplaced: list[Refusal] = []
+
         def get(scope: str, **wanted: Any) -> list[_File]:
             found = (_File(file, known) for file in layout.get(scope=scope, **wanted))
-            return sorted(found, key=lambda file: file.path)
+            in_order = sorted(found, key=lambda file: file.path)
+            if wanted["extension"] is not _NIFTI:
+                return in_order
+            self.misplaced += filter(None, map(_refuse_misplaced, in_order))
+            return [file for file in in_order if not file.contradiction()]
 
         pets = get("raw", suffix="pet", extension=_NIFTI)
         self.pets = sorted(pets, key=lambda pet: pet.entity("reconstruction").startswith("nac"))
@@ -252,6 +269,20 @@ class _Inherited:
             if folder == self.root:
                 break
         return found[::-1]
+
+
+def _refuse_misplaced(file: _File) -> Refusal | None:
+    """Refuse an image that lies in the folder of another person or session than its name says."""
+    if (both := file.contradiction()) is None:
+        return None
+    error = ImageError(
+        file.path,
+        expected=f"a name with {both[0]}, as its folder has",
+        found=both[1],
+        remedy="find out whose image it is, and move or rename it",
+    )
+    # Whose it is nobody knows.
+    return Refusal(None, None, _tracer_label(file), error)
 
 
 def _refuse_folders(root: Path, closed: dict[Path, str]) -> Iterator[Refusal]:

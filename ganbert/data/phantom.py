@@ -49,6 +49,7 @@ from ganbert.data.phantom_template import REGIONS, Template, load_template
 from ganbert.data.phantom_uptake import UPTAKE, paint_uptake, reference_mask
 from ganbert.errors import ConfigError, OutputError
 from ganbert.tracers import Tracer, get_tracer
+from ganbert.workers import own_workers
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def make_cohort(
         # joblib hands the template to its processes as a memory map and gives each one thread.
         parallel = joblib.Parallel(n_jobs=jobs or joblib.cpu_count(), return_as="generator")
         # Closed first when interrupted: no process may write into a folder that is being removed.
-        with closing(parallel(tasks)) as results:
+        with own_workers(), closing(parallel(tasks)) as results:
             records = list(_with_progress(results, num_subjects, row.name))
         write_dataset(folder, records, row, seed=seed, size=size)
 

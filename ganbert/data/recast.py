@@ -18,6 +18,9 @@ from ganbert.data.volume import Pair, Recast, Volume
 from ganbert.errors import ConfigError, DatasetError
 from ganbert.tracers import TRACERS
 
+# After as many, less than a millionth of the activity is left.
+_MAX_HALF_LIVES = 20
+
 
 @dataclass(frozen=True)
 class RecastOptions:
@@ -108,6 +111,7 @@ def plan_recast(
         Naming the PET, if its frames or its unit cannot become what is asked for.
     """
     choice = choose_frames(pair.pet, options.frames, pair.frame_start_s, pair.frame_duration_s)
+    _check_activity(pair)
     weights = choice.weights
     labels: tuple[int, ...] = ()
     mask: str | None = None
@@ -127,6 +131,19 @@ def plan_recast(
         reference_labels=labels,
     )
     return replace(pair, recast=recast, reference_mask=mask)
+
+
+def _check_activity(pair: Pair) -> None:
+    """Refuse frames in which there can be no tracer: milliseconds, times of day and the like."""
+    last = _MAX_HALF_LIVES * TRACERS[pair.tracer].half_life_s
+    for start, duration in zip(pair.frame_start_s, pair.frame_duration_s, strict=True):
+        if start + duration <= 0 or start + duration > last:
+            raise DatasetError(
+                pair.pet,
+                expected=f"frames in the {last:g} s ({_MAX_HALF_LIVES} half-lives) after injection",
+                found=f"one from {start:g} s to {start + duration:g} s",
+                remedy="mend FrameTimesStart, FrameDuration (s) or InjectionStart",
+            )
 
 
 def _reference(

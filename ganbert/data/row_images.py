@@ -1,5 +1,6 @@
 """The images of a row from the files of a pair: conformed, in the planned frames and unit."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,15 +49,15 @@ def conform_pair(
 
     mri = _conform_mri(pair.mri, read(pair.mri), mri_grid)
     affine = concentric_affine(mri.volume.affine, mri_grid, pet_grid)
-    dseg = read(pair.dseg) if pair.dseg else None
-    mask = read(pair.reference_mask) if pair.reference_mask else None
+    dseg = _only_volume(pair.dseg, read(pair.dseg)) if pair.dseg else None
+    mask = _read_mask(pair.reference_mask, read) if pair.reference_mask else None
 
     def pet_on_grid(path: str) -> Volume:
         pet = _recast_pet(path, read(path, pair.unit), pair, mask or dseg)
         return conform_pet(pet, affine, pet_grid)
 
     pet = pet_on_grid(pair.pet)
-    if not pet.array.max() > pet.array.min():
+    if _without_contrast(pet):
         raise ImageError(
             pair.pet,
             expected=f"a PET that overlaps with {Path(pair.mri).name}",
@@ -89,13 +90,45 @@ def _check_pet(path: str, pet: Volume, pair: Pair) -> None:
             found=f"{len(pet.array)} in the image",
             remedy="mend FrameTimesStart and FrameDuration or the image",
         )
-    if not pet.array.max() > pet.array.min():
+    used = [frame for frame in range(len(pet.array)) if _is_used(frame, pair)]
+    empty = [frame for frame in _without_contrast(pet) if frame in used]
+    if empty:
+        where = "" if empty == used else f" of frame {empty[0] + 1}"
         raise ImageError(
             path,
             expected="a PET with contrast",
-            found=f"{pet.array.flat[0]:g} in all voxels",
+            found=f"{pet.array[empty[0]].flat[0]:g} in all voxels{where}",
             remedy="export the image again",
         )
+
+
+def _is_used(frame: int, pair: Pair) -> bool:
+    return pair.recast is None or any(row[frame] for row in pair.recast.matrix)
+
+
+def _without_contrast(pet: Volume) -> list[int]:
+    return [number for number, frame in enumerate(pet.array) if not frame.max() > frame.min()]
+
+
+def _only_volume(path: str, volume: Volume) -> Volume:
+    if len(volume.array) != 1:
+        found = f"{len(volume.array)} volumes"
+        raise ImageError(path, expected="one volume", found=found, remedy="choose one")
+    return volume
+
+
+def _read_mask(path: str, read: Callable[[str], Volume]) -> Volume:
+    """Read a mask; where the region ends in a map of probabilities or labels is not guessed."""
+    mask = _only_volume(path, read(path))
+    inside = mask.array[mask.array != 0]
+    if inside.size and not inside.min() == inside.max() > 0:
+        raise ImageError(
+            path,
+            expected="a mask: 0, and one value above 0",
+            found=f"{inside.min():g} to {inside.max():g} beside 0",
+            remedy="make it 1 in the reference region and 0 elsewhere",
+        )
+    return mask
 
 
 def _recast_pet(path: str, pet: Volume, pair: Pair, reference: Volume | None) -> Volume:

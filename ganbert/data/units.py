@@ -36,6 +36,11 @@ FACTS = (
 TARGETS = ("Bq/mL", "SUV", "SUVR")
 # Dose and weight are of a person, and not repeated.
 _OTHER = "something else"
+# Of people, with room on both sides: outside are grams for kg, Bq for MBq and the like.
+_WEIGHT_KG = (1.0, 500.0)
+_DOSE_BQ = (1e6, 1e10)
+# Of a decay by 20 half-lives, a factor of a million.
+_MAX_EXPONENT = 20 * math.log(2)
 
 
 @dataclass(frozen=True)
@@ -142,13 +147,22 @@ def unit_factors(pair: Pair, target: str) -> tuple[float, ...]:
     num = len(pair.frame_start_s)
     if source.kind != "Bq/mL" or target == "Bq/mL":
         return (source.factor,) * num
-    is_uncorrected = pair.facts.get("ImageDecayCorrected") is False
+    is_uncorrected = _is_uncorrected(pair)
     if target == "SUVR" and not is_uncorrected:
         return (source.factor,) * num  # a common decay cancels in the ratio
     _require(pair, target, _keys(target, is_uncorrected))
     decay = _decay_factors(pair, is_uncorrected)
     per_dose = _grams_per_becquerel(pair) if target == "SUV" else 1.0
     return tuple(source.factor * factor * per_dose for factor in decay)
+
+
+def _is_uncorrected(pair: Pair) -> bool:
+    said = pair.facts.get("ImageDecayCorrected")
+    # A "false" in quotation marks must not be taken for true.
+    if said not in (None, "", "n/a") and not isinstance(said, bool):
+        expected = "true or false as 'ImageDecayCorrected'"
+        raise DatasetError(pair.pet, expected=expected, found=repr(said), remedy="mend it")
+    return said is False
 
 
 def _find(unit: str) -> Unit | None:
@@ -209,7 +223,19 @@ def _grams_per_becquerel(pair: Pair) -> float:
             remedy="mend it",
         )
     dose = _number(pair, "InjectedRadioactivity", positive=True) * ACTIVITIES[unit]
-    return _number(pair, WEIGHT, positive=True) * 1e3 / dose
+    weight = _number(pair, WEIGHT, positive=True)
+    for key, value, (low, high), words in (
+        ("InjectedRadioactivity", dose, _DOSE_BQ, "1 MBq to 10 GBq"),
+        (WEIGHT, weight, _WEIGHT_KG, "1 to 500 kg"),
+    ):
+        if not low <= value <= high:
+            raise DatasetError(
+                pair.pet,
+                expected=f"{words} as '{key}'",
+                found=_OTHER,
+                remedy="check its unit; SUV would be off by its factor",
+            )
+    return weight * 1e3 / dose
 
 
 def _decay_factors(pair: Pair, is_uncorrected: bool) -> list[float]:
@@ -221,11 +247,14 @@ def _decay_factors(pair: Pair, is_uncorrected: bool) -> list[float]:
     """
     rate = math.log(2) / TRACERS[pair.tracer].half_life_s
     if not is_uncorrected:
-        if pair.facts["ImageDecayCorrected"] is not True:
-            found = repr(pair.facts["ImageDecayCorrected"])
-            expected = "true or false as 'ImageDecayCorrected'"
-            raise DatasetError(pair.pet, expected=expected, found=found, remedy="mend it")
         corrected_to = _number(pair, "ImageDecayCorrectionTime") - _number(pair, "InjectionStart")
+        if abs(rate * corrected_to) > _MAX_EXPONENT:
+            raise DatasetError(
+                pair.pet,
+                expected="'ImageDecayCorrectionTime' within 20 half-lives of 'InjectionStart'",
+                found=f"{corrected_to:g} s between them",
+                remedy="mend them; both are in seconds from TimeZero",
+            )
         return [math.exp(rate * corrected_to)] * len(pair.frame_start_s)
     _number(pair, "InjectionStart")  # from which the starts of the frames were counted
     return [

@@ -93,7 +93,7 @@ class Pair:
     truth, dseg : noise-free PET and region labels, where the dataset has them (the phantom does)
     dseg_table : names of the region labels, where the dataset has them
     facts : what the dataset says about dose, weight and decay, by the names of `units.FACTS`
-    reference_mask : image that is above 0 in the reference region, instead of labels of `dseg`
+    reference_mask : image that is not 0 in the reference region, instead of labels of `dseg`
     recast : what becomes of frames and unit; None: they stay as they are
     diagnosis : of the subject, where the dataset has it; only for the strata of the split
     side : of the split ("train", "val", "test"), where the user names a column for it

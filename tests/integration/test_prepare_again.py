@@ -287,6 +287,28 @@ def test_killed_with_its_workers_it_goes_on_to_the_same_end(
     assert contents(out) == contents(tmp_path / "whole")
 
 
+def test_killed_alone_it_takes_its_workers_with_it(tmp_path: Path, repository: Path) -> None:
+    table, out = write_table(tmp_path / "data", 24), tmp_path / "out"
+    command = [sys.executable, "-m", "ganbert.cli", "prepare", str(table), str(out)]
+    command += ["--layout", "table", "--size", "demo", "--jobs", "2"]
+    with subprocess.Popen(command, cwd=repository, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and not list(out.glob("cache/*_pet.nii*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        assert process.poll() is None, "ended before it could be killed"
+        process.kill()  # as the system does when memory runs out: it alone
+        # Whoever is left holds the pipe, and would for five minutes.
+        os.set_blocking(process.stderr.fileno(), False)
+        deadline = time.monotonic() + 20
+        while process.stderr.read() != b"":
+            assert time.monotonic() < deadline, "workers outlive it"
+            time.sleep(0.1)
+    num_finished = len(list(out.glob("cache/*.json")))
+    assert num_finished < 24
+    assert not (out / "index.json").exists()
+
+
 def test_two_at_once_do_not_get_in_each_others_way(tmp_path: Path, repository: Path) -> None:
     table, out = write_table(tmp_path / "data", 8), tmp_path / "out"
     command = [sys.executable, "-m", "ganbert.cli", "prepare", str(table), str(out)]

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "ganbert"
 # From the ground up: each floor sees those before it, and nothing of its own.
 FLOORS = (
     {"errors"},
-    {"cores", "strict"},
+    {"cores", "strict", "workers"},
     {
         "atomic",
         "bids_options",

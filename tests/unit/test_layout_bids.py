@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,43 @@ def test_subjects_without_a_partner_are_left_out_with_a_warning(
     ]
     for entry in found.refusals:
         assert f"left out: {entry.path}: {entry.reason}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("image", "moved", "found"),
+    [
+        ("sub-01/anat/sub-01_T1w.nii.gz", "sub-02/anat/sub-01_T1w.nii.gz", "sub-02.*sub-01"),
+        (
+            "sub-01/pet/sub-01_trc-18FFDG_pet.nii.gz",
+            "sub-02/pet/sub-01_trc-18FFDG_pet.nii.gz",
+            "sub-02.*sub-01",
+        ),
+        (
+            "sub-03/ses-A/pet/sub-03_ses-A_trc-18FFDG_pet.nii.gz",
+            "sub-03/ses-B/pet/sub-03_ses-A_trc-18FFDG_pet.nii.gz",
+            "ses-B.*ses-A",
+        ),
+    ],
+)
+def test_an_image_in_the_folder_of_another_is_nobodys(
+    image: str, moved: str, found: str, tmp_path: Path
+) -> None:
+    write_tree(tmp_path, 2)
+    for session in ("A", "B"):
+        write_t1w(tmp_path, "03", session)
+        write_pet(tmp_path, "03", session)
+    (tmp_path / moved).parent.mkdir(parents=True, exist_ok=True)
+    for place in (image, image.replace(".nii.gz", ".json")):
+        if (tmp_path / place).exists():
+            new = Path(moved).with_name(Path(place).name)
+            shutil.move(tmp_path / place, tmp_path / new)
+    survey_of = survey(tmp_path, "bids", LayoutOptions())
+    (refusal,) = [each for each in survey_of.refusals if each.status == "refused"]
+    assert refusal.path == str(tmp_path / moved)
+    assert re.search(found, refusal.reason)
+    assert (refusal.subject, refusal.session) == (None, None)
+    for pair in survey_of.pairs:
+        assert str(tmp_path / moved) not in (pair.mri, pair.pet)
 
 
 def test_a_pet_that_cannot_be_used_does_not_stop_the_others(tmp_path: Path) -> None:

@@ -133,3 +133,28 @@ def test_each_frame_is_divided_by_its_mean_in_the_region_of_another_grid() -> No
     np.testing.assert_allclose(divide_by_reference(pet, mask, ()).array[:, 0], 6, rtol=1e-6)
     with pytest.raises(DatasetError, match="reference region: expected at least one voxel"):
         divide_by_reference(pet, dseg, (99,))
+
+
+@pytest.mark.parametrize(
+    ("starts", "durations", "found"),
+    [
+        ((-300, -200, 0), (100, 200, 300), "one from -300 s to -200 s"),
+        ((3e6, 3.3e6, 3.6e6), (3e5, 3e5, 3e5), r"one from 3e\+06 s to 3\.3e\+06 s"),
+        ((3000, 303_000, 603_000), (3e5, 3e5, 3e5), "one from 3000 s to 303000 s"),
+    ],
+)
+def test_frames_in_which_there_is_no_tracer_are_refused(
+    starts: tuple, durations: tuple, found: str
+) -> None:
+    facts = DYNAMIC.facts | {"ImageDecayCorrected": False}
+    pair = replace(DYNAMIC, frame_start_s=starts, frame_duration_s=durations, facts=facts)
+    for unit in (None, "SUV"):
+        with pytest.raises(
+            DatasetError, match=rf"20 half-lives\) after injection, found {found}; "
+        ):
+            plan(RecastOptions(frames="halves", unit=unit), pair)
+
+
+def test_a_frame_may_begin_just_before_the_injection() -> None:
+    pair = replace(DYNAMIC, frame_start_s=(-10.0, 60.0, 180.0))
+    assert plan(RecastOptions(frames="first"), pair).frame_start_s == (-10, 60)

@@ -156,11 +156,38 @@ def test_all_missing_facts_are_named_at_once() -> None:
         ("weight", "-70"),
         ("ImageDecayCorrected", "yes"),
         ("ImageDecayCorrectionTime", math.nan),
+        ("ImageDecayCorrectionTime", 1e9),
+        ("ImageDecayCorrectionTime", -1e9),
     ],
 )
 def test_a_fact_without_sense_is_named(key: str, value: Any) -> None:
     with pytest.raises(DatasetError, match=f"'{key}'"):
         unit_factors(pet("Bq/mL", **{key: value}), "SUV")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("weight", 70_000, "1 to 500 kg"),
+        ("weight", 0.07, "1 to 500 kg"),
+        ("InjectedRadioactivity", 350e6, "1 MBq to 10 GBq"),
+        ("InjectedRadioactivity", 0.35, "1 MBq to 10 GBq"),
+    ],
+)
+def test_a_dose_or_weight_in_another_unit_than_it_says(
+    key: str, value: float, expected: str
+) -> None:
+    with pytest.raises(DatasetError, match=f"{expected} as '{key}'") as caught:
+        unit_factors(pet("Bq/mL", **{key: value}), "SUV")
+    assert f"{value:g}" not in str(caught.value)  # of a person
+    assert unit_factors(pet("Bq/mL", **{key: value}), "SUVR") == (1, 1)
+
+
+@pytest.mark.parametrize("said", ["false", "true", 0, 1])
+def test_what_is_neither_true_nor_false_is_not_taken_for_true(said: Any) -> None:
+    # Frames that are not corrected would count less and less in an average.
+    with pytest.raises(DatasetError, match="true or false as 'ImageDecayCorrected'"):
+        unit_factors(pet("Bq/mL", ImageDecayCorrected=said), "SUVR")
 
 
 def test_the_way_to_suvr_leads_through_a_reference_region() -> None:

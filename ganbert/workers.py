@@ -1,0 +1,39 @@
+"""Worker processes of joblib, which end with the process that they work for.
+
+A process that is killed (SIGKILL, the out-of-memory killer) cannot stop its workers. Left alone
+they go through what is queued, write into a folder whose lock is gone, and keep the terminal or the
+pipe of a log open for the five minutes after which an idle one ends.
+"""
+
+import contextlib
+import os
+import threading
+import time
+
+import joblib
+
+_LOOK_S = 0.2
+
+
+def own_workers() -> contextlib.AbstractContextManager[object]:
+    """Make joblib start processes, of one thread each, that end soon after this one has.
+
+    Returns
+    -------
+    Context in which `joblib.Parallel` does so.
+    """
+    return joblib.parallel_config(
+        backend="loky", inner_max_num_threads=1, initializer=end_with, initargs=(os.getpid(),)
+    )
+
+
+def end_with(parent: int) -> None:
+    """End this process, a child of `parent`, once that one is gone."""
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    # Whose parent has ended gets another one.
+    while os.getppid() == parent:
+        time.sleep(_LOOK_S)
+    os._exit(1)

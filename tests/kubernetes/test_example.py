@@ -141,13 +141,13 @@ def test_a_step_is_short_and_its_overlay_is_whole() -> None:
     for step in STEPS:
         text = (KUBERNETES / "example" / step / "kustomization.yaml").read_text()
         lines = [line for line in text.splitlines() if not line.startswith("#")]
-        assert len(lines) == (4 if step == "smoke" else 3)
-        (overlay,) = yaml.safe_load(text)["resources"]
+        assert len(lines) == {"smoke": 4, "monitoring": 2}.get(step, 3)
+        (overlay,) = yaml.safe_load(text).get("resources", ["../../overlays/monitored"])
         target = (KUBERNETES / "example" / step / overlay).resolve()
         bare = {(d["kind"], d["metadata"]["name"]) for d in render(str(target))}
-        assert bare <= {(d["kind"], d["metadata"]["name"]) for d in render(f"example/{step}")} | {
-            ("Namespace", "ganbert-smoke")
-        }
+        if step == "monitoring":
+            bare -= {(d["kind"], d["metadata"]["name"]) for d in render("base")}
+        assert bare == {(d["kind"], d["metadata"]["name"]) for d in render(f"example/{step}")}
 
 
 def test_the_secret_for_the_registry_is_made_on_the_page() -> None:
@@ -160,7 +160,7 @@ def test_the_secret_for_the_registry_is_made_on_the_page() -> None:
 
 
 def test_the_operators_labels_are_those_of_the_cluster_file() -> None:
-    documents = render("example/train")
+    documents = render("example/monitoring")
     kinds = [d["kind"] for d in documents if "release" in d["metadata"].get("labels", {})]
     assert kinds == ["PodMonitor", "PodMonitor", "PrometheusRule"]
     boards = find(documents, "ConfigMap", "ganbert-dashboards")
@@ -229,6 +229,14 @@ def test_the_number_of_nodes_is_said_once(training: str, mine: Copy) -> None:
     assert {str(one) for one in slots} == {"6"}
     if training == "overlays/trainer-v2":
         assert find(documents, "TrainJob")["spec"]["trainer"]["numNodes"] == 4
+
+
+def test_the_number_of_shares_is_said_once(mine: Copy) -> None:
+    mine.change(CLUSTER, "shares=8", "shares=3")
+    job = find(mine.render("infer"), "Job")["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    assert (job["completions"], job["parallelism"]) == (3, 3)
+    assert environment(container)["GANBERT_SHARDS"] == "3"
 
 
 def test_eight_dgx1_share_namespace_claims_and_run_with_the_other_steps(mine: Copy) -> None:

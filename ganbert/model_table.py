@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from ganbert.config import NUM_FRAMES, Grid
+from ganbert.engine_keys import check_keys
 from ganbert.models.discriminators import Discriminator, build_discriminator
 from ganbert.models.generator import Generator, build_generator
 from ganbert.recipe import Recipe, load_recipe
@@ -371,9 +372,10 @@ def show_model(recipe_path: Path, mri_grid: Grid, pet_grid: Grid, micro_batch: i
     Raises
     ------
     ConfigError
-        If the recipe is wrong, or its generator does not fit the grids.
+        If the recipe is wrong, its engines disagree, or its generator does not fit the grids.
     """
     recipe = load_recipe(recipe_path)
+    check_keys(recipe)
     config = recipe.run
     with torch.device("meta"):
         generator = build_generator(config.generator, mri_grid, pet_grid)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from .manifests import TARGETS, Document, render
+from .manifests import TARGETS, Document, applied
 
 
 @pytest.fixture(params=TARGETS)
@@ -13,5 +13,5 @@ def target(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def documents(target: str) -> list[Document]:
-    """What it renders to."""
-    return render(target)
+    """What the cluster holds when it is applied."""
+    return applied(target)

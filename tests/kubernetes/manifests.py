@@ -19,6 +19,13 @@ OVERLAYS = tuple(
     sorted(path.parent.name for path in KUBERNETES.glob("overlays/*/kustomization.yaml"))
 )
 TARGETS = ("base", *(f"overlays/{name}" for name in OVERLAYS))
+# What a user copies; `cluster` is a component, which the others take in.
+EXAMPLES = tuple(
+    f"example/{path.parent.name}"
+    for path in sorted(KUBERNETES.glob("example/*/kustomization.yaml"))
+    if path.parent.name != "cluster"
+)
+SITES = ("overlays/site", "overlays/site-infiniband")
 # Components, replacements and labels in templates are all there since then.
 _OLDEST_KUSTOMIZE = (5, 0)
 _PATH = f"{os.environ.get('PATH', '')}:{sys.prefix}/kubernetes/bin"
@@ -70,6 +77,19 @@ def load_all(text: str) -> list[Document]:
 def render(target: str) -> list[Document]:
     """Return the documents of a rendered folder, for the caller to change."""
     return load_all(rendered_text(target))
+
+
+def site_of(target: str) -> str | None:
+    """Return what a folder of kubernetes/ stands on; None if it brings that itself."""
+    if target in (*SITES, "overlays/smoke-cpu"):
+        return None
+    return SITES[target == "overlays/dgx1-8node"]
+
+
+def applied(target: str) -> list[Document]:
+    """Return the documents of a folder and those of its site, as the cluster then holds them."""
+    site = site_of(target)
+    return [*(render(site) if site else []), *render(target)]
 
 
 def find(documents: list[Document], kind: str, name: str | None = None) -> Document:

@@ -232,7 +232,7 @@ def check_file(documents: list[Document], pod: Pod, mount: Document, path: str) 
 
 
 def test_data_are_read_only_where_nobody_writes_them(documents: list[Document]) -> None:
-    writers = {"prepare", "phantom"}
+    writers = {"prepare", "phantom", "load"}
     for pod in pods(documents):
         for container in pod.containers:
             for mount in container["volumeMounts"]:
@@ -268,7 +268,7 @@ def test_labels_are_the_recommended_ones(documents: list[Document]) -> None:
     for pod in pods(documents):
         assert pod.labels["app.kubernetes.io/name"] == "ganbert"
         assert pod.labels["app.kubernetes.io/component"] in {
-            "training", "prepare", "inference", "serve", "launcher", "read",
+            "training", "prepare", "inference", "serve", "launcher", "read", "load",
         }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from ganbert.errors import EXIT_INTERRUPTED, EXIT_NOT_MET, EXIT_SOME_REFUSED, EX
 
 from .manifests import (
     KUBERNETES,
+    SITES,
     TARGETS,
     Document,
     Pod,
@@ -21,6 +22,7 @@ from .manifests import (
     pods,
     render,
     rendered_text,
+    site_of,
     tool,
     walk,
 )  # fmt: skip
@@ -65,15 +67,35 @@ def test_pods_fit_the_level_of_their_namespace(documents: list[Document]) -> Non
             }
 
 
-def test_ipc_lock_would_not_pass_where_the_others_run() -> None:
-    """The trap: neither restricted nor baseline lets IPC_LOCK in: its namespace is another."""
+def test_ipc_lock_passes_where_its_site_is_applied() -> None:
+    """The trap: neither restricted nor baseline lets IPC_LOCK in."""
     (pod,) = pods(render("overlays/dgx1-8node"))
     assert "train: adds IPC_LOCK" in violations(pod)
-    names = {find(render(target), "Namespace")["metadata"]["name"] for target in TARGETS}
-    assert pod.namespace not in names - {pod.namespace}
-    assert find(render("base"), "Namespace")["metadata"]["name"] != pod.namespace
+    plain, infiniband = ({key(d): d for d in render(site)} for site in SITES)
+    # One namespace and its claims, or the data are not there.
+    assert plain.keys() == infiniband.keys()
+    (namespace,) = (name for name in plain if name[0] == "Namespace")
+    assert namespace[2] == pod.namespace
+    levels = [one[namespace]["metadata"]["labels"][ENFORCE] for one in (plain, infiniband)]
+    assert levels == ["restricted", "privileged"]
+    assert {k: d for k, d in plain.items() if k != namespace} == {
+        k: d for k, d in infiniband.items() if k != namespace
+    }
     # A capability that is added counts for root alone.
     assert pod.spec["securityContext"]["runAsUser"] == 0
+
+
+def key(document: Document) -> tuple[str, str | None, str]:
+    """Kind, namespace, name."""
+    meta = document["metadata"]
+    return document["kind"], meta.get("namespace"), meta["name"]
+
+
+@pytest.mark.parametrize("target", [t for t in TARGETS if site_of(t)])
+def test_no_step_sets_the_level_or_the_claims_of_its_site(target: str) -> None:
+    """The trap: `prepare` applied beside dgx1-8node forbade IPC_LOCK again."""
+    of_the_site = {"Namespace", "PersistentVolumeClaim", "ServiceAccount"}
+    assert not of_the_site & {document["kind"] for document in render(target)}
 
 
 def test_no_pod_can_talk_to_the_api_server(documents: list[Document]) -> None:
@@ -186,8 +208,16 @@ def test_a_bad_share_of_inference_leaves_the_others_alone() -> None:
     job = job_spec("overlays/infer")
     assert action(job, EXIT_USER_ERROR) == "FailIndex"
     assert action(job, EXIT_SOME_REFUSED) == "FailIndex"
+    assert action(job, STOPPED_BEFORE_SAVING) == "Ignore"
     assert action(job, 1) == "Count"
     assert "backoffLimitPerIndex" in job  # or FailIndex is refused
+
+
+def test_a_stopped_prepare_is_no_failure() -> None:
+    job = job_spec("overlays/prepare")
+    assert action(job, EXIT_USER_ERROR) == "FailJob"
+    assert action(job, STOPPED_BEFORE_SAVING) == "Ignore"
+    assert action(job, 1) == "Count"
 
 
 def training(target: str) -> Pod:
@@ -228,11 +258,24 @@ def test_infiniband_is_not_left_to_luck() -> None:
     train = pod.spec["containers"][0]
     assert environment(train)["NCCL_NET"] == "IB"  # an error where it cannot be had
     names = [container["name"] for container in pod.spec["initContainers"]]
-    assert names.index("rdma") < names.index("hostfile")
+    assert names == ["rdma", "stage", "hostfile"]  # not after 50 GB are copied
     rdma = pod.container("rdma")
     assert rdma["securityContext"] == train["securityContext"]
     for container in (rdma, train):
         assert container["resources"]["limits"]["rdma/hca_shared_devices_a"] == "1"
+
+
+def test_a_reader_may_write_into_a_run_of_root() -> None:
+    """`evaluate` in overlays/read, as user 10001 (tests/unit/test_container.py has the umask)."""
+    writer, (reader,) = training("overlays/dgx1-8node"), pods(render("overlays/read"))
+    assert writer.spec["securityContext"]["runAsUser"] == 0
+    assert environment(writer.container("train"))["GANBERT_UMASK"] == "002"
+    groups = {
+        pod.spec["securityContext"][key]
+        for pod in (writer, reader)
+        for key in ("runAsGroup", "fsGroup")
+    }
+    assert groups == {10001}
 
 
 def test_a_v100_gets_what_runs_on_it() -> None:
@@ -300,5 +343,6 @@ def test_checkov_finds_nothing_that_is_not_justified(tmp_path: Path) -> None:
         skipped.setdefault(Path(one["file_path"]).stem, set()).add(one["check_id"])
     assert skipped == {
         "overlays-dgx1-8node": {"CKV_K8S_23", "CKV_K8S_25", "CKV_K8S_40"},  # IPC_LOCK
-        "overlays-read": {"CKV_K8S_8", "CKV_K8S_9"},  # it sleeps
+        "overlays-load": {"CKV_K8S_8", "CKV_K8S_9"},  # it sleeps
+        "overlays-read": {"CKV_K8S_8", "CKV_K8S_9"},
     }

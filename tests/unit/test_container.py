@@ -1,16 +1,19 @@
 """What the words given to a container start, and the files that the images are made from."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 
 from ganbert import __version__
-from ganbert.container import command_of, is_launcher
+from ganbert.container import command_of, is_launcher, umask_of
 from ganbert.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +65,61 @@ def test_training_in_the_image_for_inference_is_refused(tmp_path: Path) -> None:
     for words in ([], ["deepspeed", "--num_gpus=8"]):
         with pytest.raises(ConfigError, match="-train"):
             command_of(words, {"PATH": str(tmp_path)})
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A volume of group 10001, which that group can reach; pytest's own folders are closed."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o777)
+        if os.geteuid() == 0:
+            os.chown(folder, 0, 10001)
+            Path(folder).chmod(0o2775)
+        yield Path(folder)
+
+
+def started(folder: Path, *words: str, as_user: Sequence[str] = (), **environment: str) -> int:
+    """Run a command in a folder as the image would; return its exit code."""
+    return subprocess.run(
+        [*as_user, sys.executable, "-m", "ganbert.container", *words],
+        cwd=folder, check=False, env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    ).returncode  # fmt: skip
+
+
+@pytest.mark.parametrize("program", ["sh", "deepspeed"])
+def test_the_umask_reaches_whatever_is_started(program: str, tmp_path: Path) -> None:
+    launcher = tmp_path / "bin" / "deepspeed"
+    launcher.parent.mkdir()
+    launcher.write_text('#!/bin/sh\nexec sh "$@"\n')
+    launcher.chmod(0o755)
+    path = {"PATH": f"{launcher.parent}:{os.environ['PATH']}"}
+    started(tmp_path, program, "-c", "umask 022; mkdir run", **path)
+    started(tmp_path, program, "-c", "mkdir of_group", **path, GANBERT_UMASK="002")
+    started(tmp_path, program, "-c", "mkdir of_one", **path, GANBERT_UMASK="0077")
+    modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+    assert modes == {"bin": modes["bin"], "run": 0o755, "of_group": 0o775, "of_one": 0o700}
+
+
+@pytest.mark.parametrize("text", ["", "2", "0888", "-02", "u=rwx"])
+def test_a_umask_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="GANBERT_UMASK"):
+        umask_of({"GANBERT_UMASK": text})
+    assert umask_of({}) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
+def test_a_reader_of_the_group_writes_into_a_run_of_root(shared: Path) -> None:
+    """The users of overlays/dgx1-8node and overlays/read: root without capabilities, and 10001."""
+    dropped = ["--clear-groups", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
+    root = ["setpriv", "--regid=10001", *dropped]
+    reader = ["setpriv", "--reuid=10001", "--regid=10001", *dropped, "mkdir"]
+    codes = {}
+    for name, umask in (("closed", "022"), ("open", "002")):
+        assert started(shared, "mkdir", name, as_user=root, GANBERT_UMASK=umask) == 0
+        folder = shared / name / "evaluation"
+        done = subprocess.run([*reader, folder], check=False, capture_output=True)
+        codes[name] = done.returncode
+    assert codes == {"closed": 1, "open": 0}
 
 
 def test_a_gpu_without_code_ends_the_container_before_anything_starts(

@@ -1,6 +1,8 @@
 """What networks cost: by hand on small ones, adding up on large ones, and meta as real tensors."""
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from typer.testing import CliRunner
 
 from ganbert.cli import app
 from ganbert.config import GRIDS, DiscriminatorConfig, GeneratorConfig
+from ganbert.errors import ConfigError
 from ganbert.model_table import (
     REST,
     Part,
@@ -139,3 +142,14 @@ def test_expected_memory_can_be_added_up_from_what_is_printed(recipe: str, size:
     halved = "half of MiB ckpt" in expected
     kept = sum(float(row[2 if halved else 1].replace(",", "")) for row in in_all)
     assert parts[1] == pytest.approx(kept / (2 if halved else 1), abs=0.2)
+
+
+def test_engines_that_disagree_are_refused_here_too(tmp_path: Path) -> None:
+    """Before a Job with 64 GPUs says so: accumulation stands in two files."""
+    recipe = shutil.copytree(RECIPES / "paper", tmp_path / "mine")
+    engine = json.loads((recipe / "generator.json").read_text())
+    engine["gradient_accumulation_steps"] = 4
+    (recipe / "generator.json").write_text(json.dumps(engine))
+    done = CliRunner().invoke(app, ["model", str(recipe)])
+    assert isinstance(done.exception, ConfigError)
+    assert "expected one 'gradient_accumulation_steps' in both" in str(done.exception)

@@ -45,10 +45,27 @@ def unfinished(step: float = 10) -> dict[str, str]:
     return {f"ganbert_step{{{RUN}}}": steady(step), f"ganbert_max_steps{{{RUN}}}": steady(100)}
 
 
-def went_away(step: float) -> dict[str, str]:
+def went_away(
+    step: float, max_steps: int = 100, *, start: int = 0, pod: str = "a"
+) -> dict[str, str]:
+    """Series of a pod that trained from minute `start` to 140."""
+    minutes, labels, before = 140 - start, f'{RUN},pod="{pod}"', f"_x{start - 1} " * (start > 0)
     return {
-        f"ganbert_step{{{RUN}}}": f"0+{step / 100}x100 {step}x39 stale",
-        f"ganbert_max_steps{{{RUN}}}": "100x140 stale",
+        f"ganbert_step{{{labels}}}": f"{before}0+{step / 20}x20 {step}x{minutes - 21} stale",
+        f"ganbert_max_steps{{{labels}}}": f"{before}{max_steps}x{minutes} stale",
+        f"ganbert_last_step_timestamp_seconds{{{labels}}}": (
+            f"{before}{60 * start}+60x{minutes} stale"
+        ),
+    }
+
+
+def earlier(step: float, max_steps: int) -> dict[str, str]:
+    """Series of a start under the same name that was gone after 100 minutes."""
+    labels = f'{RUN},pod="b"'
+    return {
+        f"ganbert_step{{{labels}}}": f"{step}x100 stale",
+        f"ganbert_max_steps{{{labels}}}": f"{max_steps}x100 stale",
+        f"ganbert_last_step_timestamp_seconds{{{labels}}}": "0+60x100 stale",
     }
 
 
@@ -140,11 +157,18 @@ CASES: dict[str, list[tuple[bool, dict[str, str]]]] = {
         (True, went_away(10)),
         (False, went_away(100)),  # at its end
         (True, went_away(99)),
+        (
+            False,
+            {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": counting(60), **unfinished()},
+        ),
         (True, went_away(10) | job("r", complete=False)),
         (True, went_away(10) | job("another", complete=True)),
         (False, went_away(99) | job("r", complete=True)),  # whose end was not read
         (False, went_away(99) | job("r-launcher", complete=True)),
-        (False, unfinished()),
+        # Of several starts the newest holds; of its nodes, the one that was read last.
+        (False, went_away(100, start=110) | earlier(10, 5000)),
+        (True, went_away(10, start=110) | earlier(5000, 5000)),
+        (False, went_away(100) | went_away(99, pod="c")),
     ],
     "GanbertRankMissing": [
         (True, {f"ganbert_ranks{{{RUN}}}": steady(3), **own_times(1, 1)}),

@@ -71,7 +71,9 @@ def test_builds_name_what_the_dockerfile_has() -> None:
     for words in builds:
         assert (ROOT / words[words.index("-f") + 1]).is_file()
         assert f" AS {words[words.index('--target') + 1]}\n" in DOCKERFILE
-    given = re.findall(r"--build-arg (\w+)", PAGE) + re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", PAGE)
+    given = re.findall(r"--build-arg (\w+)", PAGE) + re.findall(
+        r"^\| ((?:`\w+`(?:, )?)+) \|", PAGE, re.M
+    )
     for name in re.findall(r"\w+", " ".join(given)):
         assert re.search(rf"^ARG {name}\b", DOCKERFILE, re.MULTILINE), name
 

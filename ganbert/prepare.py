@@ -60,6 +60,7 @@ from ganbert.pair_checks import (
     check_places,
     check_sides,
     check_units,
+    describe_timings,
     refusal_of,
     report,
     show,
@@ -278,7 +279,8 @@ def _split(
     num_known = len(strata.keys() & known)
     _say(console, describe_split(sides, strata, num_known=num_known, column=plan.split_column))
     placed = [row.model_copy(update={"split": sides[row.subject]}) for row in rows]
-    for warning in (describe_gaps(sides, strata), describe_doubles(placed)):
+    gaps, doubles = describe_gaps(sides, strata), describe_doubles(placed)
+    for warning in (gaps, doubles, describe_timings(placed)):
         if warning is not None:
             _say(console, warning)
     return placed

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ganbert.data.index import Row, Split
+from ganbert.data.index import Row, Split, describe_odd_timing
 from ganbert.data.nifti import check_header
 from ganbert.data.pairing import no_pairs
 from ganbert.data.refusals import (
@@ -211,6 +211,22 @@ def check_units(bids: Path, pairs: Sequence[Pair]) -> None:
 
 def _unit(pair: Pair) -> str:
     return pair.recast.unit if pair.recast else pair.unit
+
+
+def describe_timings(rows: Sequence[Row]) -> str | None:
+    """Say in one line which tracers have rows of other frames; None if none has.
+
+    Training refuses them, which nobody should learn after hours of preparing.
+    """
+    odd = [
+        f"{tracer} has {said}"
+        for tracer in dict.fromkeys(row.tracer for row in rows)
+        if (said := describe_odd_timing([row for row in rows if row.tracer == tracer]))
+    ]
+    if not odd:
+        return None
+    remedy = "training refuses them; mend FrameTimesStart and FrameDuration, or leave them out"
+    return f"warning: {'; '.join(odd)}: {remedy}"
 
 
 def report(

@@ -60,11 +60,12 @@ from ganbert.pair_checks import (
     check_places,
     check_sides,
     check_units,
+    describe_timings,
     refusal_of,
     report,
     show,
 )
-from ganbert.prepared_folder import Plan, claimed, read_split, write_split
+from ganbert.prepared_folder import Plan, claimed, describe_unused, read_split, write_split
 from ganbert.workers import own_workers
 
 _PACKAGES = ("nibabel", "numpy", "scipy")
@@ -129,9 +130,7 @@ def prepare(
     _check_options(fractions, jobs)
     _check_place(bids, out, layout)
     given = _read_given(split_from, pairing.split_column)
-    console, log = console or Console(stderr=True), RefusalLog(strict)
-    # What is named in a table of pairs lies beside that table.
-    dataset = bids.parent if bids.is_file() else bids
+    console, log, dataset = console or Console(stderr=True), RefusalLog(strict), _root_of(bids)
     found = survey(bids, layout, pairing)
     log.add(*found.refusals)
     _check_given(split_from, given, found.pairs)
@@ -152,6 +151,7 @@ def prepare(
         rows = _make_rows(pairs, place, jobs, log, console)
         check_any_left(dataset, rows, log, console)
         rows = _split(rows, found.pairs, plan, known, console)
+        _say(console, describe_unused(out, rows))
         index = _make_index(rows, pairs, plan, recast, names)
         report(dataset, out, rows, log, notes)
         write_split(out, known | {row.subject: row.split for row in rows})
@@ -179,6 +179,11 @@ def _check_place(dataset: Path, out: Path, layout: str) -> None:
             found=f"one inside of {dataset}",
             remedy="choose another folder",
         )
+
+
+def _root_of(bids: Path) -> Path:
+    # What is named in a table of pairs lies beside that table.
+    return bids.parent if bids.is_file() else bids
 
 
 def _read_given(split_from: Path | None, column: str | None) -> dict[str, Split]:
@@ -278,14 +283,15 @@ def _split(
     num_known = len(strata.keys() & known)
     _say(console, describe_split(sides, strata, num_known=num_known, column=plan.split_column))
     placed = [row.model_copy(update={"split": sides[row.subject]}) for row in rows]
-    for warning in (describe_gaps(sides, strata), describe_doubles(placed)):
-        if warning is not None:
-            _say(console, warning)
+    gaps, doubles = describe_gaps(sides, strata), describe_doubles(placed)
+    for warning in (gaps, doubles, describe_timings(placed)):
+        _say(console, warning)
     return placed
 
 
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+def _say(console: Console, line: str | None) -> None:
+    if line is not None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _make_index(

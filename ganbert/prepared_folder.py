@@ -21,7 +21,7 @@ from ganbert.atomic import make_folder, output_error, write_text
 from ganbert.config import GRIDS, Grid
 from ganbert.data.cache import CACHE_NAME
 from ganbert.data.frames import AS_IS
-from ganbert.data.index import INDEX_NAME, Split, load_index
+from ganbert.data.index import INDEX_NAME, Row, Split, load_index
 from ganbert.data.pairing import MAX_DAYS
 from ganbert.data.refusals import REPORT_NAME
 from ganbert.data.split import known_value, parse_side, put_side
@@ -31,6 +31,7 @@ from ganbert.tables import read_tsv
 
 SPLIT_NAME = "split.tsv"
 _PLAN_NAME = "prepare.json"
+_MAX_NAMED = 3
 _COLUMNS = ("participant_id", "split")
 _NO_SPLIT = "give a prepared folder, its index.json, or a split.tsv"
 
@@ -196,6 +197,25 @@ def _begin(out: Path, plan: Plan, sides: Mapping[str, Split]) -> dict[str, Split
     for name in (INDEX_NAME, REPORT_NAME):
         _remove(out / name)
     return known
+
+
+def describe_unused(out: Path, rows: Sequence[Row]) -> str | None:
+    """Say in one line whose images lie in the cache, but not in the index; None if there are none.
+
+    They are kept, since a pair may come back (a disk that was not there, a sidecar to mend). Who
+    has withdrawn must be removed by hand, and would not be missed.
+    """
+    used = {Path(row.mri.path).stem.removesuffix("_T1w") for row in rows}
+    records = (path.stem for path in (out / CACHE_NAME).glob("*.json"))
+    unused = sorted(name for name in records if name.removesuffix("_source") not in used)
+    names = list(dict.fromkeys(name.removesuffix("_source") for name in unused))
+    if not names:
+        return None
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return (
+        f"cache: kept {', '.join(names[:_MAX_NAMED])}{more}, which the index no longer has; if "
+        f"they are not to come back, remove the files of these names in {out / CACHE_NAME}"
+    )
 
 
 def _remove(file: Path) -> None:

@@ -21,6 +21,7 @@ from ganbert.data.index import (
     Row,
     check_alike,
     file_sha256,
+    frame_timing,
     index_path,
     load_index,
     suggested_ratio,
@@ -123,6 +124,7 @@ class Run:
         """
         rows = self.training_rows
         unit = rows[0].unit
+        starts, durations = frame_timing(rows)
         return {
             "ganbert_version": ganbert.__version__,
             "generator": self.recipe.run.generator,
@@ -132,8 +134,8 @@ class Run:
             "tracer": self.tracer,
             "unit": unit,
             "data_range": declared_data_range(self.tracer, unit, [r.pet.p999 for r in rows]),
-            "frame_start_s": rows[0].frame_start_s,
-            "frame_duration_s": rows[0].frame_duration_s,
+            "frame_start_s": starts,
+            "frame_duration_s": durations,
             "num_steps": num_steps,
             "num_training_rows": len(rows),
             "index_sha256": self.index_sha256,

@@ -8,6 +8,7 @@ nothing again.
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,7 +22,9 @@ from ganbert.tracers import find_tracer
 INDEX_NAME = "index.json"
 SCHEMA_VERSION = 1
 _ADDED = ("region_names", "frames", "reference", "cached")  # since the first files of this version
+_MAX_NAMED = 3
 Split = Literal["train", "val", "test"]
+Times = tuple[float, ...]
 AffineRows = tuple[tuple[float, float, float, float], ...]
 
 
@@ -165,6 +168,37 @@ def suggested_ratio(data: Path, index: Index, tracer: str) -> float:
     return index.intensity_ratio[tracer]
 
 
+def frame_timing(rows: Sequence[Row]) -> tuple[Times, Times]:
+    """Return start after injection and duration of each frame, s: the median over rows."""
+    starts = zip(*(row.frame_start_s for row in rows), strict=True)
+    durations = zip(*(row.frame_duration_s for row in rows), strict=True)
+    return tuple(map(median, starts)), tuple(map(median, durations))
+
+
+def describe_odd_timing(rows: Sequence[Row]) -> str | None:
+    """Name the rows of a tracer whose frames are others than the usual; None if there are none.
+
+    Nobody starts the scanner to the second: a frame is the usual one if it starts at most half of
+    its duration earlier or later (design decision), and lasts as long, to a tenth.
+    """
+    starts, durations = frame_timing(rows)
+    odd = dict.fromkeys(
+        f"sub-{row.subject}"
+        for row in rows
+        if any(
+            abs(start - usual) > lasts / 2 or abs(duration - lasts) > lasts / 10
+            for start, usual, duration, lasts in zip(
+                row.frame_start_s, starts, row.frame_duration_s, durations, strict=True
+            )
+        )
+    )
+    if not odd:
+        return None
+    more = f" and {len(odd) - _MAX_NAMED} more" if len(odd) > _MAX_NAMED else ""
+    usual = ", ".join(f"{s:g} to {s + d:g} s" for s, d in zip(starts, durations, strict=True))
+    return f"other frames than {usual} (the median) in {', '.join(list(odd)[:_MAX_NAMED])}{more}"
+
+
 def check_alike(data: Path, rows: Sequence[Row]) -> None:
     """Refuse training rows of a tracer that differ in unit or frame timing.
 
@@ -173,16 +207,17 @@ def check_alike(data: Path, rows: Sequence[Row]) -> None:
     DatasetError
         Naming what there is.
     """
+    units = sorted({row.unit for row in rows})
     # A generator cannot tell which of several units or frame timings is asked for.
-    for name, values in (
-        ("unit", {row.unit for row in rows}),
-        ("frame timing", {(row.frame_start_s, row.frame_duration_s) for row in rows}),
+    for name, found in (
+        ("unit", ", ".join(units) if len(units) > 1 else None),
+        ("frame timing", describe_odd_timing(rows)),
     ):
-        if len(values) != 1:
+        if found is not None:
             raise DatasetError(
                 data,
                 expected=f"{rows[0].tracer} training rows of one {name}",
-                found=", ".join(sorted(map(str, values))),
+                found=found,
                 remedy="prepare a dataset that agrees in it",
             )
 

@@ -5,7 +5,7 @@ here, by the inheritance principle. What is decided here:
 
 * A PET is paired with the T1w of its subject that is nearest by the `acq_time` of `scans.tsv`;
   without these, with one of its own session, else without a session, else of another; among several
-  of one place with the first by name.
+  of one place with the first by name, one without contrast agent (`ce-`) before one with it.
 * Of several PETs of one subject, session and tracer (runs, reconstructions) the first by name is
   taken, one that is corrected for attenuation before one that is not (`rec-nac...`); the others
   are refused.
@@ -205,7 +205,13 @@ class _Dataset:
         mri = choose_mri(
             pet.path,
             [
-                Candidate(mri.path, mri.entity("session") or None, self._date(mri))
+                Candidate(
+                    mri.path,
+                    mri.entity("session") or None,
+                    self._date(mri),
+                    # Contrast agent changes the intensities of a T1w.
+                    rank=int(bool(mri.entity("ceagent"))),
+                )
                 for mri in self.mris[subject]
             ],
             session=session,

@@ -145,6 +145,27 @@ def test_what_was_kept_and_what_was_made_is_said(place: Place) -> None:
     assert said() == ["3 rows made"]
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_rows_that_are_gone_are_named(place: Place, cached: bool) -> None:
+    table, out = place
+    out = out.with_name(f"cached-{cached}")
+    gone = run(table, out, cached=cached).select("test")[0].subject
+    whole = table.read_text()
+    kept = [line for line in whole.splitlines(keepends=True) if not line.startswith(gone)]
+    assert len(kept) == 3
+    table.write_text("".join(kept))
+    said = StringIO()
+    run(table, out, cached=cached, console=Console(file=said, width=500))
+    (line,) = [line for line in said.getvalue().splitlines() if line.startswith("cache: ")]
+    assert line.startswith(f"cache: kept sub-{gone}_trc-18FFDG, which the index no longer has")
+    assert record_of(out, gone).exists()
+    table.write_text(whole)
+    said = StringIO()
+    run(table, out, cached=cached, console=Console(file=said, width=500))
+    assert "3 kept from before" in said.getvalue()
+    assert "cache:" not in said.getvalue()
+
+
 def test_what_counts_as_unchanged_is_not_opened(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,16 @@ def test_the_t1w_of_the_same_session_is_preferred(tmp_path: Path) -> None:
     assert Path(find_pairs(tmp_path).pairs[1].mri).name == "sub-01_T1w.nii.gz"
 
 
+def test_a_t1w_without_contrast_agent_goes_before_one_with_it(tmp_path: Path) -> None:
+    write_tree(tmp_path, 1)
+    only = tmp_path / "sub-01/anat/sub-01_T1w.nii.gz"
+    with_agent = only.rename(only.with_name("sub-01_ce-gadolinium_T1w.nii.gz"))
+    assert Path(find_pairs(tmp_path).pairs[0].mri) == with_agent  # better than none
+    without = only.with_name("sub-01_run-1_T1w.nii.gz")
+    shutil.copy(with_agent, without)
+    assert Path(find_pairs(tmp_path).pairs[0].mri) == without
+
+
 def test_subjects_without_a_partner_are_left_out_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

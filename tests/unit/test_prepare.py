@@ -1,10 +1,12 @@
 """What `prepare` refuses before any work. (The rest: tests/integration.)"""
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID
 from ganbert.errors import DatasetError, OutputError
@@ -20,6 +22,21 @@ def test_a_tracer_in_two_units_is_refused_before_any_work(tmp_path: Path) -> Non
     with pytest.raises(DatasetError, match=r"one unit for all .* found kBq/mL in sub-02"):
         prepare(dataset, tmp_path / "out", mri_grid=TINY_MRI_GRID, pet_grid=TINY_PET_GRID, jobs=1)
     assert not (tmp_path / "out").exists()
+
+
+def test_frames_that_training_refuses_are_named_at_once(tmp_path: Path) -> None:
+    dataset, said = write_tree(tmp_path / "bids", 4), StringIO()
+    for subject, change in (("01", 20), ("03", 900)):  # a late start, and another part of the scan
+        sidecar = next(dataset.glob(f"sub-{subject}/pet/*_pet.json"))
+        content = json.loads(sidecar.read_text())
+        content["FrameTimesStart"] = [start + change for start in content["FrameTimesStart"]]
+        sidecar.write_text(json.dumps(content))
+    console = Console(file=said, width=500)
+    grids = {"mri_grid": TINY_MRI_GRID, "pet_grid": TINY_PET_GRID}
+    prepare(dataset, tmp_path / "out", jobs=1, console=console, **grids)
+    (line,) = [line for line in said.getvalue().splitlines() if "other frames" in line]
+    expected = "FDG has other frames than 1810 to 2410 s, 2410 to 3010 s (the median) in sub-03: "
+    assert line.startswith(f"warning: {expected}training refuses them")
 
 
 def test_the_cache_may_not_lie_where_the_next_search_of_an_archive_finds_it(

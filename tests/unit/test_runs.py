@@ -194,16 +194,33 @@ def test_a_run_goes_on_with_its_own_tracer_alone(two_tracers: Path) -> None:
     ("odd", "message"),
     [
         ({"unit": "SUV"}, "FDG training rows of one unit, found SUV, SUVR"),
-        ({"frame_start_s": (0.0, 9.0)}, "FDG training rows of one frame timing, found"),
+        (
+            {"frame_start_s": (0.0, 9.0)},
+            "FDG training rows of one frame timing, found other frames than .* in sub-0",
+        ),
+        (
+            {"frame_duration_s": (300.0, 340.0)},
+            "FDG training rows of one frame timing, found other frames than .* in sub-02",
+        ),
     ],
 )
 def test_one_tracer_in_two_ways_is_refused(
     odd: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    data = write_index(tmp_path / "data", row("01"), row("02", **odd), row("03", tracer="AV45"))
+    usual = (row("01"), row("04"), row("05"))
+    data = write_index(tmp_path / "data", *usual, row("02", **odd), row("03", tracer="AV45"))
     with pytest.raises(DatasetError, match=message):
         plan(data, recipe(), tracer="FDG")
     assert plan(data, recipe(intensity_ratio=0.1), tracer="AV45").tracer == "AV45"
+
+
+def test_a_scan_that_was_begun_a_minute_late_is_of_the_same_timing(tmp_path: Path) -> None:
+    late = {"frame_start_s": (1860.0, 2160.0), "frame_duration_s": (299.0, 301.0)}
+    early = {"frame_start_s": (1750.0, 2050.0)}
+    data = write_index(tmp_path / "data", row("01", **early), row("02"), row("03", **late))
+    card = plan(data, recipe()).card(1, with_seen=False)
+    assert card["frame_start_s"] == (1800, 2100)  # the median
+    assert card["frame_duration_s"] == (300, 300)
 
 
 def test_no_training_rows_are_refused(tmp_path: Path) -> None:

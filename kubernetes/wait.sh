@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
 # Waits until a Job has ended, either way (`kubectl wait` knows one condition, and a failed Job never meets
 # "complete"):  wait.sh NAMESPACE JOB [SECONDS BETWEEN LOOKS]
-# Exit code: 0 complete; 1 failed, with the reason and what its pods said last; 2 no such Job.
+# Exit code: 0 complete; 1 failed, with the reason and what its pods said last; 2 no such Job, or no kubectl.
 set -euo pipefail
 if (($# < 2)); then
     echo "wait.sh: error: expected NAMESPACE and JOB, found $# words; kubernetes/wait.sh ganbert ganbert-train" >&2
+    exit 2
+fi
+if ! command -v kubectl >/dev/null; then
+    echo "wait.sh: error: kubectl: expected on the PATH, found none; install it" >&2
     exit 2
 fi
 namespace=$1 job=$2 pause=${3:-10}

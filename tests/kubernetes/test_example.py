@@ -210,10 +210,12 @@ KINDS = {
 
 
 @pytest.mark.parametrize("training", KINDS)
-def test_the_number_of_nodes_is_said_once(training: str, mine: Copy) -> None:
+def test_size_run_and_recipe_of_a_training_are_said_once(training: str, mine: Copy) -> None:
     mine.change("kubernetes/mine/train/kustomization.yaml", "[../../base]", f"[../../{training}]")
     assert mine.carry_out(lambda words: words[0] == "sed" and "nodes=" in words[2]) == 1
     mine.change(CLUSTER, "slots=8", "slots=6")
+    mine.change(CLUSTER, "ds_configs/paper_tamed", "ds_configs/h100")
+    mine.change(CLUSTER, "run=av45", "run=fdg-2")
     documents = mine.render("train")
     check_namespaces(documents, "ganbert")
     assert find(documents, "ConfigMap", "ganbert-size")["data"] == {"nodes": "4", "slots": "6"}
@@ -227,6 +229,10 @@ def test_the_number_of_nodes_is_said_once(training: str, mine: Copy) -> None:
         nodes |= {node["Worker"]["replicas"]} if "Worker" in node else set()
     assert {str(one) for one in nodes} == {"4"}
     assert {str(one) for one in slots} == {"6"}
+    if training != "overlays/mpijob":  # whose ranks have them from a file
+        assert outputs(documents) == {"fdg-2"}
+        recipes = {n["value"] for n in walk(documents) if n.get("name") == "GANBERT_CONFIG"}
+        assert recipes == {"ds_configs/h100"}
     if training == "overlays/trainer-v2":
         assert find(documents, "TrainJob")["spec"]["trainer"]["numNodes"] == 4
 

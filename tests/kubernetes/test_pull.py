@@ -2,38 +2,30 @@
 
 import re
 import shlex
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
-from .manifests import KUBERNETES, ROOT, TARGETS, find, kubectl, load_all, pods
+from .manifests import EXAMPLES, ROOT, TARGETS, applied, find, kubectl, load_all, pods, render
 
 PAGE = (ROOT / "docs" / "container.md").read_text()
 
 
+@pytest.mark.parametrize("site", ["example/site", "example/smoke"])
+def test_the_account_has_the_secret(site: str) -> None:
+    assert find(render(site), "ServiceAccount")["imagePullSecrets"] == [{"name": "registry"}]
+
+
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_secret_reaches_the_account_of_every_pod(target: str, tmp_path: Path) -> None:
-    (patch,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-    folder = tmp_path / "kubernetes"
-    shutil.copytree(KUBERNETES, folder)
-    mine = folder / "overlays" / "mine"
-    mine.mkdir()
-    (mine / "kustomization.yaml").write_text(f"resources: [../../{target}]\n{patch}")
-    done = subprocess.run(
-        [str(kubectl()), "kustomize", mine], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    documents = load_all(done.stdout)
-    account = find(documents, "ServiceAccount")
-    assert account["imagePullSecrets"] == [{"name": "registry"}]
-    assert pods(documents)
+def test_every_pod_runs_under_that_account(target: str) -> None:
+    account = find(render("example/site"), "ServiceAccount")["metadata"]["name"]
+    documents = applied(target)
+    assert find(documents, "ServiceAccount")["metadata"]["name"] == account
     for pod in pods(documents):
-        assert pod.spec["serviceAccountName"] == account["metadata"]["name"], pod.owner
+        assert pod.spec["serviceAccountName"] == account, pod.owner
 
 
-def test_the_secret_is_what_kubectl_makes_of_the_command(tmp_path: Path) -> None:
+def test_the_secret_is_what_kubectl_makes_of_the_command() -> None:
     (line,) = re.findall(r"^kubectl .* create secret .*$", PAGE, re.MULTILINE)
     done = subprocess.run(
         [str(kubectl()), *shlex.split(line)[1:], "--dry-run=client", "-o", "yaml"],
@@ -45,6 +37,8 @@ def test_the_secret_is_what_kubectl_makes_of_the_command(tmp_path: Path) -> None
     assert (secret["metadata"]["name"], secret["metadata"]["namespace"]) == ("registry", "ganbert")
 
 
-def test_the_namespace_that_it_wants_first_is_a_file() -> None:
-    (file,) = re.findall(r"^kubectl apply -f (\S+)$", PAGE, re.MULTILINE)
-    assert find(load_all((ROOT / file).read_text()), "Namespace")["metadata"]["name"] == "ganbert"
+def test_the_namespace_that_it_wants_first_is_a_step() -> None:
+    (folder,) = re.findall(r"^kubectl apply -k (\S+)$", PAGE, re.MULTILINE)
+    step = folder.replace("kubernetes/mine", "example")
+    assert step in EXAMPLES
+    assert find(render(step), "Namespace")["metadata"]["name"] == "ganbert"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -165,3 +166,17 @@ def test_no_job_is_a_mistake(server: Server, tmp_path: Path) -> None:
     assert process.returncode == 2
     (line,) = errors.splitlines()
     assert "expected the Job j, found none" in line
+
+
+@pytest.mark.parametrize(("words", "what"), [(["ganbert"], "JOB"), (["ganbert", "j"], "kubectl")])
+def test_what_it_cannot_do_without_is_a_mistake(
+    words: list[str], what: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [shutil.which("bash"), SCRIPT, *words], capture_output=True, text=True, check=False,
+        env={"PATH": str(tmp_path)}, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert what in line
+    assert "expected" in line

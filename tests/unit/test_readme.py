@@ -15,8 +15,10 @@ PAGES = (
     "README.md",
     "CONTRIBUTING.md",
     "docs/architecture.md",
+    "docs/container.md",
     "docs/data.md",
     "docs/inference.md",
+    "docs/operations.md",
     "docs/reliability.md",
     "docs/service.md",
 )

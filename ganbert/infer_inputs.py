@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ganbert.data.bids_index import index_bids
+from ganbert.data.sidecar import entities_of
 from ganbert.errors import ConfigError, DatasetError
 from ganbert.strict import nearest_remedy
 
@@ -193,18 +194,17 @@ def _query_t1w(bids_dir: Path, filters: Mapping[str, Any], file: Path | None) ->
         if name not in known:
             remedy = nearest_remedy(name, sorted(known))
             raise ConfigError(file, expected="entities of BIDS", found=repr(name), remedy=remedy)
-    wanted: dict[str, Any] = {"datatype": "anat", "suffix": "T1w", "extension": list(_NIFTI)}
+    wanted: dict[str, Any] = {"suffix": "T1w", "extension": list(_NIFTI)}
     wanted |= {name: _as_query(value) for name, value in filters.items()}
     root = Path(layout.root)
-    return [
-        Scan(
-            file.entities["subject"],
-            file.entities.get("session"),
-            PurePosixPath(Path(file.path).relative_to(root).as_posix()),
-        )
-        for file in layout.get(**wanted)
-        if "subject" in file.entities
-    ]
+    scans = []
+    for path in (Path(file) for file in layout.get(return_type="filename", **wanted)):
+        entities = entities_of(path, root)
+        is_anatomy = "datatype" in filters or entities.get("datatype") == "anat"
+        if is_anatomy and "subject" in entities:
+            below = PurePosixPath(path.relative_to(root).as_posix())
+            scans.append(Scan(entities["subject"], entities.get("session"), below))
+    return scans
 
 
 def _choose_one_each(scans: Sequence[Scan]) -> list[Scan]:

@@ -40,6 +40,7 @@ from ganbert.data.pairing import (
 )
 from ganbert.data.refusals import Refusal
 from ganbert.data.sidecar import (
+    entities_of,
     find_frames,
     find_tracer,
     find_unit,
@@ -111,13 +112,10 @@ class BidsLayout:
 class _File:
     """A file of the dataset, with what its name and folders say about it."""
 
-    def __init__(self, file: Any, known: list[Any]) -> None:
-        from bids.layout import parse_file_entities
-
+    def __init__(self, file: Any, root: Path, known: list[Any]) -> None:
         self.path = str(file.path)
-        # The same as `file.entities`, for which pybids asks its database once for each file.
-        found = parse_file_entities(self.path, entities=known)
-        self.entities = {name: str(value) for name, value in found.items()}
+        # Not `file.entities`, for which pybids asks its database once for each file.
+        self.entities = entities_of(self.path, root, known)
 
     def entity(self, name: str) -> str:
         """Return an entity's value; empty where the name has none."""
@@ -151,7 +149,7 @@ class _Dataset:
         self.misplaced: list[Refusal] = []
 
         def get(scope: str, **wanted: Any) -> list[_File]:
-            found = (_File(file, known) for file in layout.get(scope=scope, **wanted))
+            found = (_File(file, root, known) for file in layout.get(scope=scope, **wanted))
             in_order = sorted(found, key=lambda file: file.path)
             if wanted["extension"] is not _NIFTI:
                 return in_order
@@ -173,7 +171,8 @@ class _Dataset:
         self.dsegs: list[_File] = []
         tables: list[_File] = []
         if layout.derivatives:
-            self.truths = get("derivatives", suffix="pet", desc="truth", extension=_NIFTI)
+            derived = get("derivatives", suffix="pet", extension=_NIFTI)
+            self.truths = [file for file in derived if file.entity("desc") == "truth"]
             self.dsegs = get("derivatives", suffix="dseg", extension=_NIFTI)
             tables = get("derivatives", suffix="dseg", extension=[".tsv"])
         self._truths, self._dsegs = _by_subject(self.truths), _by_subject(self.dsegs)

@@ -7,9 +7,10 @@ columns.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ganbert.data.refusals import check_inside
@@ -54,7 +55,7 @@ def read_json(path: Path, root: Path) -> dict[str, Any]:
             found = "a link to nothing" if path.is_symlink() else "no regular file"
         elif not isinstance(content := json.loads(path.read_bytes()), dict):
             found = "something else"
-        elif contradicted := _contradicted(path, content):
+        elif contradicted := _contradicted(path, root, content):
             expected = "what the name of the file says"
             found = f"another value in {', '.join(contradicted)}"
         else:
@@ -69,16 +70,31 @@ def read_json(path: Path, root: Path) -> dict[str, Any]:
     raise DatasetError(path, expected=expected, found=found, remedy=remedy)
 
 
-def _contradicted(path: Path, content: dict[str, Any]) -> list[str]:
+def _contradicted(path: Path, root: Path, content: dict[str, Any]) -> list[str]:
     """Return the keys whose values contradict the file's name."""
     # Keys of BIDS sidecars are in CamelCase, entities are not.
     keys = [key for key, value in content.items() if key.islower() and value is not None]
     if not keys or not is_sidecar(path):
         return []
+    said = entities_of(path, root)
+    return sorted(key for key in keys if key in said and str(content[key]) != said[key])
+
+
+def entities_of(path: str | Path, root: Path, known: list[Any] | None = None) -> dict[str, str]:
+    """Return what name and folders of a file say about it, by the entities of pybids.
+
+    Below `root` alone: pybids reads them off the whole path, and a dataset in `/data/sub-study` is
+    one of a single subject to it.
+
+    Parameters
+    ----------
+    known : entities to look for; None: those of raw data and derivatives
+    """
     from bids.layout import parse_file_entities  # slow to import
 
-    said = parse_file_entities(str(path.absolute()))
-    return sorted(key for key in keys if key in said and str(content[key]) != str(said[key]))
+    below = PurePath(os.path.relpath(os.path.abspath(path), os.path.abspath(root))).as_posix()
+    found = parse_file_entities(f"/{below}", entities=known)
+    return {name: str(value) for name, value in found.items()}
 
 
 def find_unit(where: str, sidecar: Mapping[str, Any]) -> str:

@@ -325,6 +325,17 @@ def test_a_missing_model_and_an_unknown_level_write_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("above", ["sub-99", "sub-99_x/ses-A", "func"])
+def test_folders_above_the_dataset_are_no_subjects_and_sessions(
+    bids: Path, tmp_path: Path, above: str
+) -> None:
+    usual = find_scans(bids)
+    assert len(usual) > 1
+    place = tmp_path / "moved" / above / "bids"
+    shutil.copytree(bids, place)
+    assert find_scans(place) == usual
+
+
 def test_sessions_and_a_filter_file_choose(bids: Path, tmp_path: Path) -> None:
     assert [scan.label for scan in find_scans(bids, session_labels=["ses-b"])] == ["sub-02 ses-b"]
     with pytest.raises(DatasetError, match="ses-a, ses-b"):

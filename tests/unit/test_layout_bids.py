@@ -12,6 +12,7 @@ import pytest
 
 from ganbert.data.layouts import LayoutOptions, find_pairs, survey
 from ganbert.data.recast import NO_RECAST, plan_recasts
+from ganbert.data.sidecar import sidecar_of
 from ganbert.errors import DatasetError
 from tests.bids_tree import head, write_description, write_image, write_pet, write_t1w, write_tree
 
@@ -39,6 +40,32 @@ def test_frames_count_from_the_injection(tmp_path: Path) -> None:
     write_tree(tmp_path, 1)
     write_pet(tmp_path, "01", InjectionStart=-3000, FrameTimesStart=[0, 300])
     assert find_pairs(tmp_path).pairs[0].frame_start_s == (3000.0, 3300.0)
+
+
+ABOVE = ["sub-99", "sub-99_ses-B_trc-18FFDG_rec-nac/ses-A", "x_desc-draft", "func/acq-1"]
+
+
+@pytest.mark.parametrize("above", ABOVE)
+def test_folders_above_the_dataset_say_nothing_of_its_images(above: str, tmp_path: Path) -> None:
+    root = write_tree(tmp_path / above / "bids", 2)
+    sidecar = sidecar_of(write_pet(root, "02", tracer="18FAV45", Units=None))
+    # A key in lower case is compared with the name of the file.
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"subject": "02"}))
+    (root / "sub-02/sub-02_pet.json").write_text(json.dumps({"Units": "kBq/mL"}))
+    truth = root / "derivatives/phantom"
+    write_description(truth, DatasetType="derivative", GeneratedBy=[{"Name": "phantom"}])
+    image = truth / "sub-01/pet/sub-01_trc-18FFDG_desc-truth_pet.nii.gz"
+    write_image(image, head(1))
+    found = find_pairs(root)
+    assert [(pair.subject, pair.session, pair.tracer) for pair in found.pairs] == [
+        ("01", None, "FDG"),
+        ("02", None, "AV45"),
+        ("02", None, "FDG"),
+    ]
+    assert found.refusals == []
+    assert found.pairs[0].truth == str(image)
+    assert found.pairs[1].unit == "kBq/mL"
+    assert {Path(pair.mri).name for pair in found.pairs[1:]} == {"sub-02_T1w.nii.gz"}
 
 
 def test_sidecars_are_inherited(tmp_path: Path) -> None:

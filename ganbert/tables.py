@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,13 @@ def read_tsv(file: Path) -> list[dict[str, str]]:
     OSError
         If the file cannot be read.
     ValueError
-        If it is not UTF-8, or a value is too long to be one.
+        If it is not UTF-8, two columns have one name, or a value is too long to be one.
     """
     with file.open(newline="", encoding="utf-8-sig") as stream:
         try:
-            return list(csv.DictReader(stream, delimiter="\t", **_NO_QUOTES))
+            reader = csv.DictReader(stream, delimiter="\t", **_NO_QUOTES)
+            _check_heading(reader.fieldnames)
+            return list(reader)
         except csv.Error as error:
             raise ValueError(str(error)) from error
 
@@ -59,8 +62,8 @@ def read_table(file: Path) -> list[dict[str, str]]:
     OSError
         If the file cannot be read.
     ValueError
-        If it is no regular file or not UTF-8, no table, or a line has more values than the heading
-        has names.
+        If it is no regular file or not UTF-8, no table, two columns have one name, or a line has
+        more values than the heading has names.
     """
     if file.exists() and not file.is_file():
         raise ValueError("no regular file")
@@ -69,6 +72,7 @@ def read_table(file: Path) -> list[dict[str, str]]:
         reader = csv.DictReader(stream, delimiter=delimiter, restval="", skipinitialspace=True)
         lines = []
         try:
+            _check_heading(reader.fieldnames)
             for line in reader:
                 if None in line:
                     raise ValueError(f"more values than columns in line {reader.line_num}")
@@ -76,6 +80,14 @@ def read_table(file: Path) -> list[dict[str, str]]:
         except csv.Error as error:
             raise ValueError(str(error)) from error
     return lines
+
+
+def _check_heading(names: Sequence[str] | None) -> None:
+    """Refuse two columns of one name: the last would count, without a word."""
+    counts = Counter(name.strip() for name in names or ())
+    twice = [name for name, count in counts.items() if name and count > 1]
+    if twice:
+        raise ValueError(f"two columns called {twice[0]}")
 
 
 def finite(line: Line) -> Line:

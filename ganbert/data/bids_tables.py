@@ -110,5 +110,5 @@ def read_dataset_tsv(file: Path, root: Path) -> list[dict[str, str]]:
     except ImageError as error:
         expected, found, remedy = error.expected, error.found, error.remedy
     except (OSError, ValueError) as error:
-        found = getattr(error, "strerror", None) or type(error).__name__
+        found = getattr(error, "strerror", None) or str(error).splitlines()[0]
     raise DatasetError(file, expected=expected, found=found, remedy=remedy)

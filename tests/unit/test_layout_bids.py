@@ -291,6 +291,14 @@ def test_the_diagnosis_is_that_of_the_participants(
     assert (first.diagnosis, second.diagnosis) == (diagnosis, None)
 
 
+def test_a_table_of_persons_with_two_columns_of_one_name(tmp_path: Path) -> None:
+    write_tree(tmp_path, 1)
+    table = tmp_path / "participants.tsv"
+    table.write_text("participant_id\tweight\tweight\nsub-01\t70\t154\n")
+    with pytest.raises(DatasetError, match=r"\.tsv: .*found two columns called weight; "):
+        find_pairs(tmp_path)
+
+
 def test_ground_truth_of_the_phantom_is_found(tmp_path: Path) -> None:
     write_tree(tmp_path, 2)
     derivative = tmp_path / "derivatives" / "phantom"

@@ -2,12 +2,13 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ganbert.tables import read_tsv, write_tsv
+from ganbert.tables import read_table, read_tsv, write_tsv
 
 TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zs", "Zl", "Zp")), min_size=1)
 
@@ -40,3 +41,13 @@ def test_separators_within_a_value_and_numbers(tmp_path: Path) -> None:
     file = tmp_path / "table.tsv"
     write_tsv(file, [{"reason": "two\nlines\tand more", "value": math.nan, "share": 0.12345678}])
     assert file.read_text() == "reason\tvalue\tshare\ntwo lines and more\tn/a\t0.123457\n"
+
+
+@pytest.mark.parametrize("read", [read_tsv, read_table])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, read: Any) -> None:
+    file = tmp_path / "participants.tsv"
+    file.write_text("participant_id\tweight\tage\t\t\tweight\nsub-01\t70\t60\t\t\t154\n")
+    with pytest.raises(ValueError, match="two columns called weight"):
+        read(file)
+    file.write_text("participant_id\tweight\tage\t\t\tWeight\nsub-01\t70\t60\t\t\t154\n")
+    assert read(file)[0]["weight"] == "70"

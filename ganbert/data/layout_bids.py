@@ -48,6 +48,7 @@ from ganbert.data.sidecar import (
     read_json,
     sidecar_of,
 )
+from ganbert.data.split import known_value
 from ganbert.data.units import read_facts
 from ganbert.data.volume import Pair
 from ganbert.errors import ConfigError, DatasetError, ImageError
@@ -248,7 +249,17 @@ class _Dataset:
         folder = Path(file.path).parents[1]
         if folder not in self._dates:
             self._dates[folder] = read_scans(folder, self.root)
-        return parse_date(self._dates[folder].get(Path(file.path).name))
+        text = self._dates[folder].get(Path(file.path).name)
+        date = parse_date(text)
+        # Without it the limit of days would not hold, and nobody would know.
+        if date is None and known_value(text) is not None:
+            raise DatasetError(
+                file.path,
+                expected="YYYY-MM-DDThh:mm:ss as its acq_time in scans.tsv",
+                found="something else",
+                remedy="mend it, or write n/a",
+            )
+        return date
 
 
 class _Inherited:

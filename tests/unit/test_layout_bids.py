@@ -259,6 +259,24 @@ def test_the_t1w_of_the_nearest_date_is_taken_within_the_limit(tmp_path: Path) -
         find_pairs(tmp_path, options=LayoutOptions(max_days=23))
 
 
+@pytest.mark.parametrize("unread", ["T1w", "pet"])
+def test_a_date_that_cannot_be_read_is_not_no_date(unread: str, tmp_path: Path) -> None:
+    write_description(tmp_path)
+    write_t1w(tmp_path, "01", "A")
+    write_pet(tmp_path, "01", "B")
+    for day, found in (("31.12.2001", 0), ("10:00:00", 0), ("n/a", 1), ("2001-12-31", 1)):
+        days = {"T1w": "2001-12-01", "pet": "2001-12-01"} | {unread: day}
+        write_scans(tmp_path, "A", T1w=days["T1w"])
+        write_scans(tmp_path, "B", pet=days["pet"])
+        survey_of = survey(tmp_path, "bids", LayoutOptions())
+        assert len(survey_of.pairs) == found
+        if not found:
+            (refusal,) = survey_of.refusals
+            assert refusal.path.endswith(f"_{unread}.nii.gz")
+            assert "as its acq_time in scans.tsv, found something else" in refusal.reason
+            assert day not in refusal.reason  # of a person
+
+
 def test_body_weight_is_that_of_the_participants(tmp_path: Path) -> None:
     write_tree(tmp_path, 2)
     write_pet(tmp_path, "01", InjectedRadioactivity=350, InjectionStart=0)

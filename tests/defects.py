@@ -176,6 +176,7 @@ DEFECTS: dict[str, tuple[str, str, Damage]] = {
     "huge": ("values of 10^35", "pet", voxels(lambda array: array * 1e35)),
     "constant": ("constant T1w", "T1w", voxels(np.ones_like)),
     "constantpet": ("constant PET", "pet", voxels(np.zeros_like)),
+    "emptyframe": ("a frame of zeros", "pet", voxels(lambda a: a * np.array([1, 0], a.dtype))),
     "twovolumes": ("T1w of two volumes", "T1w", voxels(lambda a: np.stack([a, a[::-1]], -1))),
     "singular": ("affine that cannot be inverted", "T1w", field(280, bytes(16))),
     "nowhere": ("neither sform nor qform", "T1w", field(252, bytes(4))),
@@ -195,6 +196,10 @@ DEFECTS: dict[str, tuple[str, str, Damage]] = {
     "list": ("sidecar is a list", "pet", sidecar("[]")),
     "unit": ("no Units", "pet", sidecar(Units=None)),
     "times": ("no FrameTimesStart", "pet", sidecar(FrameTimesStart=None)),
+    "milliseconds": (
+        "frames in milliseconds", "pet",
+        sidecar(FrameTimesStart=[1_800_000, 2_400_000], FrameDuration=[600_000, 600_000]),
+    ),
     "tracer": (
         "unknown tracer", "pet",
         lambda path: [sidecar(TracerName="PiB")(path)] + [

@@ -45,7 +45,7 @@ _SCORES, _OPTIONS = "scores.tsv", "options.json"
 _OF_THE_CELL = ("seed", "intensity_ratio")  # settings that are no part of the method
 # Last bits that are alike on any CPU with AVX2. Left alone, oneDNN takes what the CPU has, and each
 # set of instructions and number of threads adds in another order: after 300 steps that is up to
-# 0.4 dB of a subject (docs/results.md, "The same numbers again").
+# 0.6 dB of a subject (docs/results.md, "The same numbers again").
 ARITHMETIC = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
 
 

@@ -241,7 +241,7 @@ def describe_run(run: Run, world_size: int, device: str) -> dict[str, object]:
 def _cpu_arithmetic() -> dict[str, object]:
     """What the last bits of a sum depend on beside the versions: two runs may differ by it alone.
 
-    docs/results.md, "The same numbers again": after 300 steps up to 0.4 dB of a subject.
+    docs/results.md, "The same numbers again": after 300 steps up to 0.6 dB of a subject.
     """
     # Not at the top: `preflight` refuses what it can before torch is loaded.
     import torch

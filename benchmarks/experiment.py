@@ -43,6 +43,10 @@ LEARNING_RATE = "discriminator.json"  # override of the adversary's engine, not 
 _KEYS = ("tracer", "regime", "name", "seed", "recipe", "split", "reference", "subject")
 _SCORES, _OPTIONS = "scores.tsv", "options.json"
 _OF_THE_CELL = ("seed", "intensity_ratio")  # settings that are no part of the method
+# Last bits that are alike on any CPU with AVX2. Left alone, oneDNN takes what the CPU has, and each
+# set of instructions and number of threads adds in another order: after 300 steps that is up to
+# 0.6 dB of a subject (docs/results.md, "The same numbers again").
+ARITHMETIC = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,11 @@ class Cell:
 class Commands:
     """Runs the project's own commands, several at a time, and ends them together."""
 
-    def __init__(self, jobs: int) -> None:
+    def __init__(self) -> None:
         self.stopped = False
         self._children: set[subprocess.Popen[bytes]] = set()
-        cores = len(os.sched_getaffinity(0))
-        self._environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
+        # Whoever has said otherwise is obeyed.
+        self._environment = ARITHMETIC | os.environ
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
 

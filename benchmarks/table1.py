@@ -103,7 +103,7 @@ def main() -> None:
         for regime in chosen.regimes
         for method in chosen.methods
     ]
-    make_cells(cells, work, options, Commands(chosen.jobs), chosen.jobs)
+    make_cells(cells, work, options, Commands(), chosen.jobs)
     scores = read_scores(work)
     subjects = {s["subject"] for s in scores if s["tracer"] == chosen.tracer}
     lines = [

@@ -124,7 +124,7 @@ def main() -> None:
         for seed in chosen.seeds
         for name in variants
     ]
-    make_cells(cells, chosen.work.resolve(), options, Commands(chosen.jobs), chosen.jobs)
+    make_cells(cells, chosen.work.resolve(), options, Commands(), chosen.jobs)
     scores = read_scores(chosen.work)
     for reference in ("real", "truth"):
         where = {"tracer": chosen.tracer, "regime": chosen.regime, "reference": reference}

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -233,6 +234,22 @@ def describe_run(run: Run, world_size: int, device: str) -> dict[str, object]:
         "unit": run.training_rows[0].unit,
         "device": device,
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+        "cpu": _cpu_arithmetic(),
+    }
+
+
+def _cpu_arithmetic() -> dict[str, object]:
+    """What the last bits of a sum depend on beside the versions: two runs may differ by it alone.
+
+    docs/results.md, "The same numbers again": after 300 steps up to 0.6 dB of a subject.
+    """
+    # Not at the top: `preflight` refuses what it can before torch is loaded.
+    import torch
+
+    return {
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA"),
+        "threads": torch.get_num_threads(),
     }
 
 

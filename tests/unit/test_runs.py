@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ganbert.config import GRIDS, ModelCard, RunConfig
 from ganbert.data.index import SCHEMA_VERSION, CachedImage, Index, Row, file_sha256, save_index
@@ -239,6 +240,18 @@ def test_description_is_json_that_tells_runs_apart(data: Path) -> None:
     assert (described["tracer"], described["unit"]) == ("FDG", "SUVR")
     assert described["world_size"] == 3
     assert {"torch", "deepspeed", "transformers"} <= described["versions"].keys()
+
+
+def test_description_says_what_the_last_bits_depend_on(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    cpu = describe_run(plan(data, recipe()), world_size=1, device="CPU")["cpu"]
+    assert cpu == {
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "onednn_max_cpu_isa": "AVX2",
+        "threads": torch.get_num_threads(),
+    }
 
 
 def test_description_is_written_whole(data: Path) -> None:

@@ -33,18 +33,22 @@ hostfile=${GANBERT_HOSTFILE:-/job/hostfile}
 { printf "%s slots=$slots\n" "${hosts[@]}" >"$hostfile"; } 2>/dev/null ||
     fail "$hostfile: expected a file that user $(id -u) can write, found none; mount a volume there"
 
-address_of() { getent ahosts "$1" | awk 'NR == 1 { print $1 }'; }
+# The first is the one that a program takes.
+addresses_of() { getent ahosts "$1" | awk '!seen[$1]++ { print $1 }'; }
 
 # Were it loopback, gloo would offer the others an address that leads nowhere, and none would start.
-own=$(address_of "$HOSTNAME" || true)
-[[ $own == "$address" ]] ||
-    fail "$HOSTNAME: expected this pod's own name to lead to $address, found '$own';" \
+own=$(addresses_of "$HOSTNAME" || true)
+first=${own%%$'\n'*}
+# In a cluster of two families of addresses a pod has one of each, and POD_IP need not be the first.
+has_both() { [[ $'\n'$own$'\n' == *$'\n'"$address"$'\n'* && $first != 127.* && $first != ::1 ]]; }
+[[ $first == "$address" ]] || has_both ||
+    fail "$HOSTNAME: expected this pod's own name to lead to $address, found '${own//$'\n'/ }';" \
         "give the pod a hostname and a subdomain, or mend /etc/hosts"
 
 # Without a limit: a node that the cluster does not have yet is no accident of this pod.
 waiting=0
 for host in "${hosts[@]}"; do
-    until [[ -n $(address_of "$host" || true) ]]; do
+    until [[ -n $(addresses_of "$host" || true) ]]; do
         ((waiting % 30 == 0)) && echo "ganbert: waiting for the pod $host (${waiting} s)"
         sleep 2
         waiting=$((waiting + 2))

@@ -208,13 +208,21 @@ def _query_t1w(bids_dir: Path, filters: Mapping[str, Any], file: Path | None) ->
 
 
 def _choose_one_each(scans: Sequence[Scan]) -> list[Scan]:
-    """Keep one T1w per subject and session: the one with the fewest entities, then by name."""
+    """Keep one T1w per subject and session.
+
+    One without contrast agent, which changes its intensities; with the fewest entities; by name.
+    """
+
+    def preference(scan: Scan) -> tuple[bool, int, str]:
+        name = scan.path.name
+        return ("_ce-" in name, name.count("_"), name)
+
     groups: dict[tuple[str, str], list[Scan]] = defaultdict(list)
     for scan in scans:
         groups[scan.subject, scan.session or ""].append(scan)
     chosen = []
     for _, group in sorted(groups.items()):
-        group.sort(key=lambda scan: (scan.path.name.count("_"), scan.path.name))
+        group.sort(key=preference)
         chosen.append(group[0])
         if len(group) > 1:
             first = group[0]

@@ -126,6 +126,14 @@ def test_of_several_t1w_the_plainest_is_taken_and_said(
     assert "no T1w, left out: sub-02" in caplog.text
 
 
+def test_a_t1w_with_contrast_agent_is_the_last_choice(tmp_path: Path) -> None:
+    write_t1w(tmp_path, "sub-01_ce-gadolinium_T1w")
+    assert [scan.path.name for scan in find_scans(tmp_path)] == ["sub-01_ce-gadolinium_T1w.nii.gz"]
+    write_t1w(tmp_path, "sub-01_rec-norm_run-1_T1w")
+    (scan,) = find_scans(tmp_path)
+    assert scan.path.name == "sub-01_rec-norm_run-1_T1w.nii.gz"
+
+
 def test_a_second_run_keeps_what_is_finished(bids: Path, tmp_path: Path, tiny_export: Path) -> None:
     out = tmp_path / "out"
     first = infer(

@@ -28,7 +28,10 @@ def own_workers() -> contextlib.AbstractContextManager[object]:
 
 
 def end_with(parent: int) -> None:
-    """End this process, a child of `parent`, once that one is gone."""
+    """End this process, a child of `parent`, once that one is gone; never the parent itself."""
+    # A single job needs no other process, and joblib may do it here.
+    if os.getpid() == parent:
+        return
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 

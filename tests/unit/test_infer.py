@@ -427,6 +427,44 @@ def test_where_the_dataset_departs_from_bids_is_said(
         assert ("no dataset_description.json" in told(console)) == said
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("sub-01 b_T1w", "found sub-01 b"),
+        ("sub-01-b_T1w", "found sub-01-b"),
+        ("sub-\N{LATIN SMALL LETTER U WITH DIAERESIS}_T1w", "a label of letters and digits"),
+        ("sub-01_ses-a b_T1w", "found ses-a b"),
+    ],
+)
+def test_a_label_that_is_none_makes_nobody_another_person(
+    name: str, found: str, bids: Path, tmp_path: Path, tiny_export: Path
+) -> None:
+    file = write_t1w(bids, name)
+    outcome = infer(bids, tmp_path / "out", model=tiny_export, console=QUIET)
+    assert len(outcome.images) == 3
+    (failure,) = outcome.failures
+    assert str(file) in str(failure)
+    assert found in str(failure)
+    sidecar = json.loads(outcome.images[0].with_suffix("").with_suffix(".json").read_text())
+    assert sidecar["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]
+
+
+def test_a_t1w_in_the_folder_of_another_person_is_nobodys(
+    bids: Path, tmp_path: Path, tiny_export: Path
+) -> None:
+    file = write_t1w(bids, "sub-03_T1w")
+    file.rename(bids / "sub-01" / "anat" / file.name)
+    console = Console(file=io.StringIO(), width=300)
+    outcome = infer(bids, tmp_path / "out", model=tiny_export, console=console)
+    assert len(outcome.images) == 3
+    assert "expected a name with sub-01, as its folder has, found sub-03" in told(console)
+    options = InferOptions(participant_labels=["04 x"])
+    write_t1w(bids, "sub-04 x_T1w")
+    with pytest.raises(ImageError, match="whose image it is"):
+        infer(bids, tmp_path / "none", model=tiny_export, options=options, console=QUIET)
+    assert not (tmp_path / "none").exists()
+
+
 def test_the_next_images_are_read_while_one_is_taken() -> None:
     begun: list[int] = []
     seen = []

@@ -38,10 +38,10 @@ export const getFile = async (id, name) => (await ask(`v1/jobs/${id}/${name}`)).
 export const deleteJob = (id) => ask(`v1/jobs/${id}`, { method: "DELETE" });
 
 // fetch() does not say how much of an upload is sent; XMLHttpRequest does.
-export function upload(file, passes, onProgress) {
+export function upload(file, query, onProgress) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
-    request.open("POST", passes ? `v1/jobs?uncertainty=${passes}` : "v1/jobs");
+    request.open("POST", `v1/jobs?${new URLSearchParams(query)}`);
     request.setRequestHeader("Content-Type", "application/octet-stream");
     for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
     request.upload.onprogress = (event) => onProgress(event.loaded / Math.max(event.total, 1));

@@ -536,6 +536,25 @@ def test_the_group_has_regional_values_and_a_page(
     assert "sub-01/figures/" in page
 
 
+def test_the_group_names_a_flag_once_with_its_number(
+    bids: Path, tmp_path: Path, tiny_export: Path
+) -> None:
+    out = tmp_path / "out"
+    options = InferOptions(participant_labels=["01"])
+    (image,) = infer(bids, out, model=tiny_export, options=options, console=QUIET).images
+    file = image.with_suffix("").with_suffix(".json")
+    sidecar = json.loads(file.read_text())
+    names = ("intensity", "contrast", "intensity")
+    flags = [{"Name": name, "Severity": "warning", "Text": "..."} for name in names]
+    sidecar["GanbertQuality"]["Flags"] = flags
+    file.write_text(json.dumps(sidecar))
+    infer(bids, out, level="group", console=QUIET)
+    page = (out / "group_pet.html").read_text()
+    assert page.count("warning: intensity") == 1
+    assert "warning: intensity (2)<" in page
+    assert "warning: contrast<" in page
+
+
 def test_the_group_says_which_images_and_labels_have_no_regional_values(
     segmented: Path, tmp_path: Path, tiny_export: Path
 ) -> None:

@@ -1,5 +1,6 @@
 // The page: drop a T1w, watch its job, look at the synthetic PET.
 import { COLORMAPS, LAYOUTS, Scene } from "./scene.js";
+import { digits, millimetres } from "./numbers.js";
 import { showQuality } from "./quality.js";
 import * as service from "./service.js";
 
@@ -16,16 +17,6 @@ let t1w = null;
 
 function show(id, isShown) {
   $(id).hidden = !isShown;
-}
-
-function digits(value) {
-  return value === undefined ? "–" : Number(value.toPrecision(4)).toString().replace("-", "−");
-}
-
-// Rounded first: what comes to nothing has no sign.
-function millimetres(value) {
-  const tenths = Math.round(10 * value) || 0;
-  return (tenths / 10).toFixed(1).replace("-", "−");
 }
 
 function complain(error) {

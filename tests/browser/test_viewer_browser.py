@@ -197,6 +197,28 @@ def test_the_images_are_one_stop_of_the_keyboard(
     opened.context.close()
 
 
+def test_a_connection_that_breaks_for_a_moment_costs_nothing(
+    browser: "playwright.Browser", service: RunningService
+) -> None:
+    opened = Page(browser, service, 1100)
+    broken: list[str] = []
+
+    def answer(route: "playwright.Route") -> None:
+        if len(broken) < 3:
+            broken.append(route.request.url)
+            route.abort()
+        else:
+            route.continue_()
+
+    for path in ("**/v1/jobs/*", "**/v1/jobs/*/events"):
+        opened.page.route(path, answer)
+    opened.upload(t1w(7))
+    opened.page.wait_for_selector("#controls:not([hidden])")
+    assert len(broken) == 3
+    assert not opened.page.is_visible("#problem")
+    opened.context.close()
+
+
 def test_what_comes_to_nothing_has_no_sign(browser: "playwright.Browser") -> None:
     source = (STATIC.parent / "viewer" / "src" / "numbers.js").read_text().replace("export ", "")
     page = browser.new_page()

@@ -196,14 +196,16 @@ def _run(job: _Job, scans: Sequence[Scan]) -> Outcome:
     new_folders = [path for path in (job.out_dir, *job.out_dir.parents) if not path.exists()]
     try:
         for scan in scans:
-            if job.options.overwrite or not job.is_finished(scan) or not job.has_page(scan):
+            if scan.problem is not None:
+                outcome.failures.append(_failure(job, scan, scan.problem))
+            elif job.options.overwrite or not job.is_finished(scan) or not job.has_page(scan):
                 todo.append(scan)
             else:
                 outcome.keep(job.image_of(scan))
         if todo and (job.out_dir / derivatives.DESCRIPTION_NAME).exists():
             _open(job)
         with _progress(job.console) as progress:
-            task = progress.add_task("infer", total=len(scans), completed=outcome.num_kept)
+            task = progress.add_task("infer", total=len(scans), completed=len(scans) - len(todo))
             advance = functools.partial(progress.advance, task)
             elsewhere = _go_through(job, todo, outcome, advance, num_readers, wait=False)
             # Whoever had them may have been stopped: what is asked for is there at the end.

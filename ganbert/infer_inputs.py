@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ganbert.data.bids_index import index_bids
+from ganbert.data.bids_index import contradiction, index_bids
 from ganbert.data.sidecar import entities_of
-from ganbert.errors import ConfigError, DatasetError
+from ganbert.errors import ConfigError, DatasetError, ImageError
 from ganbert.strict import nearest_remedy
 
 log = logging.getLogger(__name__)
@@ -28,11 +28,18 @@ _QUERIES = {"*": "ANY", "Query.ANY": "ANY", "Query.NONE": "NONE", "Query.OPTIONA
 
 @dataclass(frozen=True)
 class Scan:
-    """One T1w to synthesise from; `path` is relative to the dataset."""
+    """One T1w to synthesise from.
+
+    Attributes
+    ----------
+    path : relative to the dataset
+    problem : why nobody knows whose it is; the labels are then what the folders say
+    """
 
     subject: str
     session: str | None
     path: PurePosixPath
+    problem: ImageError | None = None
 
     @property
     def label(self) -> str:
@@ -199,12 +206,25 @@ def _query_t1w(bids_dir: Path, filters: Mapping[str, Any], file: Path | None) ->
     root = Path(layout.root)
     scans = []
     for path in (Path(file) for file in layout.get(return_type="filename", **wanted)):
-        entities = entities_of(path, root)
-        is_anatomy = "datatype" in filters or entities.get("datatype") == "anat"
-        if is_anatomy and "subject" in entities:
-            below = PurePosixPath(path.relative_to(root).as_posix())
-            scans.append(Scan(entities["subject"], entities.get("session"), below))
+        entities, below = entities_of(path, root), path.relative_to(root)
+        if "datatype" not in filters and entities.get("datatype") != "anat":
+            continue
+        if (both := contradiction(path, root)) is not None:
+            scans.append(_nobodys(bids_dir, below, *both))
+        elif "subject" in entities:
+            posix = PurePosixPath(below.as_posix())
+            scans.append(Scan(entities["subject"], entities.get("session"), posix))
     return scans
+
+
+def _nobodys(bids_dir: Path, path: Path, expected: str, found: str) -> Scan:
+    """Return a T1w of which folder and name do not say whose it is."""
+    remedy = "find out whose image it is, and move or rename it"
+    problem = ImageError(bids_dir / path, expected=expected, found=found, remedy=remedy)
+    folders = (*path.parts, "")
+    session = folders[1].removeprefix("ses-") if folders[1].startswith("ses-") else None
+    posix = PurePosixPath(path.as_posix())
+    return Scan(folders[0].removeprefix("sub-"), session, posix, problem)
 
 
 def _choose_one_each(scans: Sequence[Scan]) -> list[Scan]:
@@ -218,9 +238,10 @@ def _choose_one_each(scans: Sequence[Scan]) -> list[Scan]:
         return ("_ce-" in name, name.count("_"), name)
 
     groups: dict[tuple[str, str], list[Scan]] = defaultdict(list)
+    chosen = [scan for scan in scans if scan.problem is not None]
     for scan in scans:
-        groups[scan.subject, scan.session or ""].append(scan)
-    chosen = []
+        if scan.problem is None:
+            groups[scan.subject, scan.session or ""].append(scan)
     for _, group in sorted(groups.items()):
         group.sort(key=preference)
         chosen.append(group[0])
@@ -264,7 +285,8 @@ def check_names(bids_dir: Path, scans: Sequence[Scan]) -> list[str]:
     remarks = []
     if not (bids_dir / "dataset_description.json").is_file():
         remarks.append("the dataset has no dataset_description.json")
-    odd = [scan.path.as_posix() for scan in scans if not is_bids(f"/{scan.path.as_posix()}")]
+    names = [scan.path.as_posix() for scan in scans if scan.problem is None]
+    odd = [name for name in names if not is_bids(f"/{name}")]
     if odd:
         more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
         remarks.append(f"not named as BIDS names a T1w: {', '.join(odd[:3])}{more}")

@@ -9,13 +9,14 @@ go in a circle: here they are not followed, and a folder that may not be read st
 import os
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ganbert.data.sidecar import read_json
 from ganbert.errors import DatasetError
 
 _DESCRIPTION = "dataset_description.json"
+_LABEL = "[0-9A-Za-z+]+"
 # What pybids leaves out by itself, and derivatives, which are indexed one by one.
 _LEFT_OUT = re.compile(r"^(code|models|sourcedata|stimuli|derivatives)")
 
@@ -84,6 +85,30 @@ def index_bids(
     return BIDSLayout(
         root, validate=False, indexer=indexer, derivatives=[str(top) for top in tops[1:]] or False
     )
+
+
+def contradiction(path: str | Path, root: Path) -> tuple[str, str] | None:
+    """Say what keeps a file from being anybody's: labels of folder and name, of person and session.
+
+    pybids goes by the folder and does not look at the name then; and it reads a label only as far
+    as its letters and digits go, so that `sub-01 b` would be `sub-01`. Folders above `root`
+    say nothing.
+
+    Returns
+    -------
+    what was expected and what found; None: nothing is wrong
+    """
+    below = PurePath(os.path.relpath(os.path.abspath(path), os.path.abspath(root)))
+    for prefix in ("sub", "ses"):
+        folder = next((p.name for p in below.parents if p.name.startswith(f"{prefix}-")), None)
+        named = re.search(rf"(?:^|_)({prefix}-[^_.]*)", below.name)
+        labels = [label for label in (folder, named and named[1]) if label]
+        for label in labels:
+            if not re.fullmatch(rf"{prefix}-{_LABEL}", label):
+                return f"{prefix}- and a label of letters and digits", label
+        if len(set(labels)) > 1:
+            return f"a name with {labels[0]}, as its folder has", labels[1]
+    return None
 
 
 def closed_folders(root: Path) -> dict[Path, str]:

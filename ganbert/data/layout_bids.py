@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
-from ganbert.data.bids_index import open_bids
+from ganbert.data.bids_index import contradiction, open_bids
 from ganbert.data.bids_tables import Participant, read_participants, read_scans
 from ganbert.data.pairing import (
     Candidate,
@@ -114,23 +114,13 @@ class _File:
     """A file of the dataset, with what its name and folders say about it."""
 
     def __init__(self, file: Any, root: Path, known: list[Any]) -> None:
-        self.path = str(file.path)
+        self.path, self.root = str(file.path), root
         # Not `file.entities`, for which pybids asks its database once for each file.
         self.entities = entities_of(self.path, root, known)
 
     def entity(self, name: str) -> str:
         """Return an entity's value; empty where the name has none."""
         return self.entities.get(name, "")
-
-    def contradiction(self) -> tuple[str, str] | None:
-        """Return person or session by the folders and by the name, where they are not the same."""
-        name = Path(self.path).name
-        for entity, prefix in (("subject", "sub"), ("session", "ses")):
-            # pybids goes by the folder, and does not look at the name then.
-            said = re.search(rf"(?:^|_){prefix}-([^_.]+)", name)
-            if said and self.entity(entity) != said[1]:
-                return f"{prefix}-{self.entity(entity)}", f"{prefix}-{said[1]}"
-        return None
 
     def about(self) -> dict[str, str]:
         """Return the entities that say what the file is about."""
@@ -155,7 +145,7 @@ class _Dataset:
             if wanted["extension"] is not _NIFTI:
                 return in_order
             self.misplaced += filter(None, map(_refuse_misplaced, in_order))
-            return [file for file in in_order if not file.contradiction()]
+            return [file for file in in_order if not contradiction(file.path, root)]
 
         pets = get("raw", suffix="pet", extension=_NIFTI)
         self.pets = sorted(pets, key=lambda pet: pet.entity("reconstruction").startswith("nac"))
@@ -288,12 +278,12 @@ class _Inherited:
 
 
 def _refuse_misplaced(file: _File) -> Refusal | None:
-    """Refuse an image that lies in the folder of another person or session than its name says."""
-    if (both := file.contradiction()) is None:
+    """Refuse an image of which folder and name do not say whose it is."""
+    if (both := contradiction(file.path, file.root)) is None:
         return None
     error = ImageError(
         file.path,
-        expected=f"a name with {both[0]}, as its folder has",
+        expected=both[0],
         found=both[1],
         remedy="find out whose image it is, and move or rename it",
     )

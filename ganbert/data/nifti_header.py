@@ -362,7 +362,7 @@ def check_extent(path: Path, affine: Affine, shape: tuple[int, ...]) -> None:
     edges = np.linalg.norm(affine[:3, :3], axis=0)
     if edges.min() < EDGE_MM[0] or edges.max() > EDGE_MM[1]:
         expected = f"voxels of {EDGE_MM[0]:g} to {EDGE_MM[1]:g} mm"
-        found = " x ".join(f"{edge:.3g}" for edge in edges) + " mm"
+        found = " x ".join(map(_in_short, edges)) + " mm"
         raise ImageError(path, expected=expected, found=found, remedy=remedy)
     world = (affine @ _corners(shape))[:3]
     extents, distance = np.ptp(world, axis=1), float(np.abs(world).max())
@@ -370,6 +370,11 @@ def check_extent(path: Path, affine: Affine, shape: tuple[int, ...]) -> None:
     if not is_small or distance > MAX_DISTANCE_MM:
         expected = f"an image of at most {MAX_EXTENT_MM:g} mm near the scanner's centre"
         expected += f", in a box of {MAX_BOX_MM3 / 1e9:g} m3"
-        found = " x ".join(f"{extent:.3g}" for extent in extents)
-        found += f" mm, up to {distance:.3g} mm away"
+        found = " x ".join(map(_in_short, extents))
+        found += f" mm, up to {_in_short(distance)} mm away"
         raise ImageError(path, expected=expected, found=found, remedy=remedy)
+
+
+def _in_short(value: float) -> str:
+    """Three digits that count, without an exponent below a million."""
+    return f"{float(f'{value:.3g}'):g}"

@@ -320,6 +320,8 @@ def draw_strip(values: dict[str, Array], unit: str, *, key: str) -> Markup:
                 [np.median(array)], [row], "|", color=SECOND, markersize=13, markeredgewidth=2
             )
         axes.set_yticks(rows, list(values))
+        # Values that are near to each other have long names.
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_ylim(-0.7, len(values) - 0.3)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(unit)

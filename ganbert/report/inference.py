@@ -7,6 +7,7 @@ the pictures that lie beside it.
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,7 +267,7 @@ def write_group(
             "label": each.label,
             "page": f"{each.subject}.html",
             "picture": _relative(out, figure_path(each.image, "frame2")),
-            "flags": each.flags,
+            "flags": Counter((flag["Severity"], flag["Name"]) for flag in each.flags),
             "num_warnings": each.num_warnings,
         }
         for each in sorted(made, key=lambda each: (-each.num_warnings, each.label))

@@ -55,6 +55,7 @@ def make_application(service: Service) -> Wire:
     app = FastAPI(
         title="GANBERT", description=_DESCRIPTION, version=__version__, lifespan=live,
         docs_url=None, redoc_url=None,
+        redirect_slashes=False,  # to wherever the client's Host header says
     )  # fmt: skip
     add_handlers(app)
     app.include_router(data_routes(service))

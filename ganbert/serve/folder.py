@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from ganbert.atomic import output_error
 
@@ -35,17 +36,27 @@ def private_folder(work_dir: Path | None) -> Iterator[Path]:
     try:
         parent.mkdir(parents=True, exist_ok=True)
         _delete_left_over(parent)
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-        lock = (folder / _LOCK_NAME).open("w")
+        folder, lock = _make_locked(parent)
     except OSError as error:
         raise output_error(parent, error) from error
     try:
         with lock:
-            with contextlib.suppress(OSError):  # of a file system without locks
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_locked(parent: Path) -> tuple[Path, IO[str]]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        # Another service that starts may take it for a dead one's until it is locked.
+        with contextlib.suppress(FileNotFoundError):
+            lock = (folder / _LOCK_NAME).open("w")
+            with contextlib.suppress(OSError):  # of a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if (folder / _LOCK_NAME).exists():
+                return folder, lock
+            lock.close()
 
 
 def _delete_left_over(parent: Path) -> None:

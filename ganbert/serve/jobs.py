@@ -57,6 +57,7 @@ class Job:
     progress : 0 to 1
     stage : what is being done, in a word
     notes : what the user should know of the upload although it was taken
+    tracers : names of those that are wanted
     flags : what the user should know of the result
     is_failure_seen : whether a client has been told that it failed
     fetched : files of the result that a client has got
@@ -66,6 +67,7 @@ class Job:
     t1w: Path
     passes: int = 0
     notes: tuple[str, ...] = ()
+    tracers: tuple[str, ...] = ()
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     state: State = State.QUEUED
     stage: str = "waiting"

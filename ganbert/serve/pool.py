@@ -149,6 +149,8 @@ class Pool:
             job = await self._next_while_alive(worker)
             if job is None:
                 return
+            if job.is_forgotten:  # deleted just as it left the queue
+                continue
             self._running[job.id] = job
             try:
                 is_alive = await self._compute(worker, job)
@@ -185,6 +187,7 @@ class Pool:
             job.change(stage=stage, progress=progress)
 
         request = {"t1w": str(job.t1w), "folder": str(job.folder), "passes": job.passes}
+        request["tracers"] = job.tracers
         try:
             async with asyncio.timeout(seconds):
                 reply = await worker.run(request, on_progress)

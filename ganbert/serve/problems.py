@@ -13,6 +13,11 @@ from ganbert.strict import nearest_remedy
 
 _LONGEST_QUOTE = 40
 _NO_PATH = "expected a path of this service, found another; /openapi.json lists them"
+# What the framework would say with a regular expression, for one.
+_KINDS = {
+    "int_parsing": "a whole number",
+    "string_pattern_mismatch": "1 to 40 letters, digits, + or -",
+}
 _BUG = "the service failed on this request; its operator finds the cause in its log"
 
 
@@ -24,7 +29,7 @@ def add_handlers(app: FastAPI) -> None:
 
 
 def check_query(request: Request) -> None:
-    """Refuse a parameter of the query that the route does not know.
+    """Refuse a parameter of the query that the route does not know, or that stands there twice.
 
     Raises
     ------
@@ -35,20 +40,22 @@ def check_query(request: Request) -> None:
     known = []
     if isinstance(route, APIRoute):
         known = [parameter.alias for parameter in route.dependant.query_params]
-    for name in request.query_params:
+    names = [name for name, _ in request.query_params.multi_items()]
+    for name in names:
         if name not in known:
             expected = f"only {' and '.join(known)}" if known else "none"
             remedy = nearest_remedy(name, known) if known else "leave it out"
             found = f"found {_quote(name)}; {remedy}"
             raise HTTPException(422, f"query parameters: expected {expected}, {found}")
+        if names.count(name) > 1:
+            text = f"query parameters: expected {name} once, found it {names.count(name)} times"
+            raise HTTPException(422, f"{text}; keep one")
 
 
 async def _refuse_parameter(_: Request, error: RequestValidationError) -> JSONResponse:
     problem = error.errors()[0]
     name = ".".join(str(part) for part in problem["loc"][1:])
-    expected = "a whole number"
-    if problem["type"] != "int_parsing":
-        expected = problem["msg"].removeprefix("Input should be ")
+    expected = _KINDS.get(problem["type"]) or problem["msg"].removeprefix("Input should be ")
     text = f"{name}: expected {expected}, found {_quote(problem['input'])}; mend the parameter"
     return JSONResponse({"detail": text}, 422)
 

@@ -58,6 +58,14 @@ Passes = Annotated[
         "none. Of the error it tells a small part: docs/inference.md.",
     ),
 ]  # fmt: skip
+WantedTracer = Annotated[
+    str | None,
+    Query(
+        pattern=r"^[0-9A-Za-z+-]{1,40}$",
+        description="Tracer of the PET that is wanted, as AV45, 18FAV45 or florbetapir; a result "
+        "of another one is flagged.",
+    ),
+]
 
 
 def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
@@ -162,12 +170,17 @@ def data_routes(service: Service) -> APIRouter:
         "/jobs", status_code=202, tags=["jobs"], openapi_extra=_UPLOAD,
         responses=_problems(400, 408, 413, 415, 422, 429, 503),
     )  # fmt: skip
-    async def post_job(request: Request, response: Response, uncertainty: Passes = 0) -> JobStatus:
+    async def post_job(
+        request: Request,
+        response: Response,
+        uncertainty: Passes = 0,
+        tracer: WantedTracer = None,
+    ) -> JobStatus:
         """Upload a T1w (.nii or .nii.gz) as the body of the request; returns its job.
 
         The file is looked through before it is queued: what is no whole NIfTI is refused here.
         """
-        job = await _accept(service, request, uncertainty)
+        job = await _accept(service, request, uncertainty, tracer)
         response.headers["Location"] = f"/v1/jobs/{job.id}"
         return service.status(job)
 
@@ -245,6 +258,7 @@ def _describe_model(service: Service) -> ModelInfo:
         ganbert_version=__version__,
         tracer=card.tracer,
         tracer_name=get_tracer(card.tracer).long_name,
+        tracer_label=get_tracer(card.tracer).bids_label,
         unit=card.unit,
         data_range=card.data_range,
         frames=[Frame(start=start, duration=duration) for start, duration in times],
@@ -259,7 +273,7 @@ def _describe_model(service: Service) -> ModelInfo:
     )
 
 
-async def _accept(service: Service, request: Request, passes: int) -> Job:
+async def _accept(service: Service, request: Request, passes: int, tracer: str | None) -> Job:
     """Receive, look through and queue an upload; whatever goes wrong leaves no file."""
     pool, limits = service.pool, service.settings.limits
     if pool.is_draining:
@@ -278,7 +292,7 @@ async def _accept(service: Service, request: Request, passes: int) -> Job:
         except BaseException:
             remove_files(Job(place, place))
             raise
-    job = Job(place, t1w, passes, notes)
+    job = Job(place, t1w, passes, notes, (tracer,) if tracer else ())
     service.jobs.add(job)
     pool.put(job)
     return job

@@ -79,6 +79,7 @@ class ModelInfo(BaseModel):
     ganbert_version: str
     tracer: str
     tracer_name: str
+    tracer_label: str = Field(description="Of BIDS, as in `trc-18FAV45`.")
     unit: str
     data_range: tuple[float, float] = Field(description="In which the tracer's values lie.")
     frames: list[Frame]

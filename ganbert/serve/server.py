@@ -113,6 +113,12 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:
+            # uvicorn leaves out the end of the lifespan, which would die with a traceback.
+            await self.lifespan.shutdown()
+
     def end(self) -> None:
         """Stop without waiting for jobs."""
         self.should_exit = True

@@ -33,7 +33,7 @@ class Limits:
     drain_seconds : after SIGTERM, for what is queued and for results to be fetched
     """
 
-    upload_bytes: int = 256 << 20
+    upload_bytes: int = 256_000_000
     image_bytes: int = 1 << 30
     voxels: int = 512**3
     queue: int = 16

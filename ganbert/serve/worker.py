@@ -14,7 +14,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -85,8 +85,9 @@ def _read_requests() -> "queue.Queue[dict[str, Any]]":
 def _answer(request: dict[str, Any], predictor: Predictor, say: Say) -> dict[str, Any]:
     try:
         quality = compute(
-            Path(request["t1w"]), Path(request["folder"]), predictor, say, passes=request["passes"]
-        )
+            Path(request["t1w"]), Path(request["folder"]), predictor, say,
+            passes=request["passes"], tracers=request["tracers"],
+        )  # fmt: skip
     except ImageError as error:
         return {"failed": {"kind": "image", "reason": describe(error)}}
     except Exception:
@@ -102,7 +103,15 @@ def describe(error: ImageError) -> str:
     return " ".join(text.split())
 
 
-def compute(t1w: Path, folder: Path, predictor: Predictor, say: Say, *, passes: int = 0) -> Quality:
+def compute(
+    t1w: Path,
+    folder: Path,
+    predictor: Predictor,
+    say: Say,
+    *,
+    passes: int = 0,
+    tracers: Sequence[str] = (),
+) -> Quality:
     """Write PET and sidecar of one T1w, and its map of uncertainty if there are passes for it.
 
     Parameters
@@ -111,6 +120,7 @@ def compute(t1w: Path, folder: Path, predictor: Predictor, say: Say, *, passes: 
     folder : where `PET_NAME`, `SIDECAR_NAME` and those of the map are written
     say : is told of each stage and of the progress, 0 to 1
     passes : augmented ones, see `synthesis.synthesise`
+    tracers : that are wanted; a result of none of them is flagged
 
     Returns
     -------
@@ -130,7 +140,7 @@ def compute(t1w: Path, folder: Path, predictor: Predictor, say: Say, *, passes: 
     conformed = conform_mri(mri, card.mri_grid)
     say({"stage": "synthesising", "progress": SYNTHESISING})
     with _Progress(predictor.generator, say, 1 + passes):
-        made = synthesise(predictor, mri, conformed=conformed, passes=passes)
+        made = synthesise(predictor, mri, conformed=conformed, passes=passes, tracers=tracers)
     say({"stage": "writing", "progress": WRITING})
     source = {INPUT_SHA256_KEY: sha256[str(t1w)]}
     write_volume(folder / PET_NAME, made.pet)

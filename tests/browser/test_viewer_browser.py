@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ganbert.serve.pages import is_built
+from ganbert.serve.pages import STATIC, is_built
 from tests.browser.test_report_browser import FLAGS, OUTSIDE, contrast
 from tests.serve.images import cut_t1w, large_t1w, measured_export, noisy_t1w, t1w
 from tests.serve.running import RunningService
@@ -130,7 +130,8 @@ def test_upload_overlay_and_controls(
 
     with page.expect_download() as download:
         page.click("#save-pet")
-    assert download.value.suggested_filename.endswith("desc-synth_pet.nii.gz")
+    told = service.ask("GET", "/v1/model").json["tracer_label"]
+    assert download.value.suggested_filename == f"trc-{told}_space-T1w_desc-synth_pet.nii.gz"
     page.click("#delete")
     page.wait_for_selector("#drop:not([hidden])")
     assert not service.files()
@@ -168,6 +169,63 @@ def test_what_stands_out_is_said_in_words(
         assert not page.is_visible("#quality")
     assert not opened.complaints
     opened.context.close()
+
+
+def test_what_the_address_wants_is_asked_for(
+    browser: "playwright.Browser", service: RunningService
+) -> None:
+    opened = Page(browser, service, 1100)
+    for tracer, is_another in (("AV45", False), ("FDG", True)):
+        opened.page.goto(f"{opened.address}?tracer={tracer}")
+        opened.upload(t1w(7))
+        opened.page.wait_for_selector("#controls:not([hidden])")
+        said = opened.text("#quality")
+        assert ("Warning: Another tracer than asked for" in said) == is_another
+    opened.context.close()
+
+
+def test_the_images_are_one_stop_of_the_keyboard(
+    browser: "playwright.Browser", service: RunningService
+) -> None:
+    opened = Page(browser, service, 1100)
+    opened.upload(t1w(7))
+    opened.page.wait_for_selector("#controls:not([hidden])")
+    focused = "document.activeElement.id"
+    assert opened.page.evaluate(focused) == "view"
+    opened.page.keyboard.press("Tab")
+    assert opened.page.evaluate(focused) == "frame"
+    opened.context.close()
+
+
+def test_a_connection_that_breaks_for_a_moment_costs_nothing(
+    browser: "playwright.Browser", service: RunningService
+) -> None:
+    opened = Page(browser, service, 1100)
+    broken: list[str] = []
+
+    def answer(route: "playwright.Route") -> None:
+        if len(broken) < 3:
+            broken.append(route.request.url)
+            route.abort()
+        else:
+            route.continue_()
+
+    for path in ("**/v1/jobs/*", "**/v1/jobs/*/events"):
+        opened.page.route(path, answer)
+    opened.upload(t1w(7))
+    opened.page.wait_for_selector("#controls:not([hidden])")
+    assert len(broken) == 3
+    assert not opened.page.is_visible("#problem")
+    opened.context.close()
+
+
+def test_what_comes_to_nothing_has_no_sign(browser: "playwright.Browser") -> None:
+    source = (STATIC.parent / "viewer" / "src" / "numbers.js").read_text().replace("export ", "")
+    page = browser.new_page()
+    values = "[-0.04, 0, 0.04, -0.06, -12.34, 100]"
+    shown = page.evaluate(f"() => {{ {source}; return {values}.map(millimetres); }}")
+    assert shown == ["0.0", "0.0", "0.0", "\N{MINUS SIGN}0.1", "\N{MINUS SIGN}12.3", "100.0"]
+    page.close()
 
 
 def test_a_map_of_uncertainty_can_be_had(
@@ -214,6 +272,8 @@ def test_a_refusal_is_shown_and_nothing_is_lost(
     opened.page.wait_for_selector("#problem:not([hidden])")
     assert "NIfTI" in opened.text("#problem")
     assert opened.page.is_visible("#drop")
+    # A browser tells of no change where the same file is chosen again.
+    assert opened.page.input_value("#file") == ""
     opened.context.close()
 
 

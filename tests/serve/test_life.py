@@ -120,6 +120,7 @@ def test_a_second_signal_ends_at_once(tiny_export: Path, tmp_path: Path) -> None
         running.wait_until(lambda: running.ask("GET", "/readyz").status == 503)
         assert running.stop(signal.SIGINT, 10) == 0
         assert not list(running.work_dir.iterdir())
+        assert "Traceback" not in running.log.read_text()
         assert not psutil.pid_exists(worker.pid)
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,11 @@ CHECKS = (
 MAIN = "from schemathesis.cli import schemathesis; schemathesis()"
 
 
+@pytest.fixture
+def document(service: RunningService) -> dict[str, Any]:
+    return service.ask("GET", "/openapi.json").json
+
+
 def test_schemathesis_finds_nothing(service: RunningService, tmp_path: Path) -> None:
     command = [sys.executable, "-c", MAIN, "run", f"http://127.0.0.1:{service.port}/openapi.json"]
     command += ["--checks", ",".join(CHECKS), "--max-examples", "8", "--seed", "1", "--no-color"]
@@ -32,8 +38,7 @@ def test_schemathesis_finds_nothing(service: RunningService, tmp_path: Path) -> 
     assert service.finish(service.upload(t1w(1)).json["id"])["state"] == "done"
 
 
-def test_the_document_names_every_route_and_its_refusals(service: RunningService) -> None:
-    document = service.ask("GET", "/openapi.json").json
+def test_the_document_names_every_route_and_its_refusals(document: dict[str, Any]) -> None:
     assert set(document["paths"]) == {
         "/v1/model", "/v1/jobs", "/v1/jobs/{job_id}", "/v1/jobs/{job_id}/events",
         "/v1/jobs/{job_id}/pet.nii.gz", "/v1/jobs/{job_id}/pet.json",
@@ -56,7 +61,13 @@ def test_the_document_names_every_route_and_its_refusals(service: RunningService
         ("PUT", "/v1/jobs", 405, 'expected POST, found "PUT"'),
         ("POST", "/healthz", 405, 'expected GET, found "POST"'),
         ("POST", "/v1/jobs?uncertanty=4", 422, "did you mean 'uncertainty'?"),
-        ("POST", "/v1/jobs?uncertainty=2&x=1", 422, 'expected only uncertainty, found "x"'),
+        ("POST", "/v1/jobs?uncertainty=2&x=1", 422, 'only uncertainty and tracer, found "x"'),
+        ("POST", "/v1/jobs?uncertainty=1&uncertainty=2", 422, "uncertainty once, found it 2 times"),
+        ("POST", "/v1/jobs?tracer=", 422, "expected 1 to 40 letters, digits, + or -"),
+        ("POST", f"/v1/jobs?tracer={'x' * 41}", 422, "tracer: expected 1 to 40"),
+        ("POST", "/v1/jobs?tracer=%3Cb%3E", 422, 'found "<b>"'),
+        ("GET", "/v1/model/", 404, "expected a path of this service"),
+        ("POST", "/v1/jobs/", 404, "expected a path of this service"),
         ("POST", "/v1/jobs?uncertainty=17", 422, "uncertainty: expected"),
         ("POST", "/v1/jobs?uncertainty=-1", 422, 'found "-1"'),
         ("POST", "/v1/jobs?uncertainty=two", 422, 'expected a whole number, found "two"'),
@@ -79,8 +90,7 @@ def test_whatever_is_refused_is_refused_in_one_form(
         assert answer.headers["allow"]
 
 
-def test_the_document_knows_one_form_of_refusals(service: RunningService) -> None:
-    document = service.ask("GET", "/openapi.json").json
+def test_the_document_knows_one_form_of_refusals(document: dict[str, Any]) -> None:
     assert "HTTPValidationError" not in document["components"]["schemas"]
     for path, methods in document["paths"].items():
         for about in methods.values():

@@ -92,3 +92,20 @@ def test_a_number_of_passes_that_there_is_not_is_one_line(
 def test_the_workers_threads_sleep_while_they_wait(service: RunningService) -> None:
     (worker,) = service.workers
     assert worker.environ()["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_flagged"),
+    [("AV45", False), ("18FAV45", False), ("Florbetapir", False), ("FDG", True), ("PiB", True)],
+)
+def test_a_result_of_another_tracer_than_asked_for_is_flagged(
+    name: str, is_flagged: bool, service: RunningService
+) -> None:
+    job, sidecar = finish(service, t1w(5), f"?tracer={name}")
+    flags = {flag["name"]: flag for flag in job["flags"]}
+    assert ("tracer" in flags) == is_flagged
+    said = [flag["Name"] for flag in sidecar["GanbertQuality"]["Flags"]]
+    assert ("tracer" in said) == is_flagged
+    if is_flagged:
+        assert flags["tracer"]["severity"] == "warning"
+        assert f"the model makes AV45; asked for or acquired: {name}" == flags["tracer"]["text"]

@@ -446,6 +446,44 @@ def test_where_the_dataset_departs_from_bids_is_said(
         assert ("no dataset_description.json" in told(console)) == said
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("sub-01 b_T1w", "found sub-01 b"),
+        ("sub-01-b_T1w", "found sub-01-b"),
+        ("sub-\N{LATIN SMALL LETTER U WITH DIAERESIS}_T1w", "a label of letters and digits"),
+        ("sub-01_ses-a b_T1w", "found ses-a b"),
+    ],
+)
+def test_a_label_that_is_none_makes_nobody_another_person(
+    name: str, found: str, bids: Path, tmp_path: Path, tiny_export: Path
+) -> None:
+    file = write_t1w(bids, name)
+    outcome = infer(bids, tmp_path / "out", model=tiny_export, console=QUIET)
+    assert len(outcome.images) == 3
+    (failure,) = outcome.failures
+    assert str(file) in str(failure)
+    assert found in str(failure)
+    sidecar = json.loads(outcome.images[0].with_suffix("").with_suffix(".json").read_text())
+    assert sidecar["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]
+
+
+def test_a_t1w_in_the_folder_of_another_person_is_nobodys(
+    bids: Path, tmp_path: Path, tiny_export: Path
+) -> None:
+    file = write_t1w(bids, "sub-03_T1w")
+    file.rename(bids / "sub-01" / "anat" / file.name)
+    console = Console(file=io.StringIO(), width=300)
+    outcome = infer(bids, tmp_path / "out", model=tiny_export, console=console)
+    assert len(outcome.images) == 3
+    assert "expected a name with sub-01, as its folder has, found sub-03" in told(console)
+    options = InferOptions(participant_labels=["04 x"])
+    write_t1w(bids, "sub-04 x_T1w")
+    with pytest.raises(ImageError, match="whose image it is"):
+        infer(bids, tmp_path / "none", model=tiny_export, options=options, console=QUIET)
+    assert not (tmp_path / "none").exists()
+
+
 def test_the_next_images_are_read_while_one_is_taken() -> None:
     begun: list[int] = []
     seen = []
@@ -515,6 +553,25 @@ def test_the_group_has_regional_values_and_a_page(
     page = (out / "group_pet.html").read_text()
     assert 'href="sub-01.html"' in page
     assert "sub-01/figures/" in page
+
+
+def test_the_group_names_a_flag_once_with_its_number(
+    bids: Path, tmp_path: Path, tiny_export: Path
+) -> None:
+    out = tmp_path / "out"
+    options = InferOptions(participant_labels=["01"])
+    (image,) = infer(bids, out, model=tiny_export, options=options, console=QUIET).images
+    file = image.with_suffix("").with_suffix(".json")
+    sidecar = json.loads(file.read_text())
+    names = ("intensity", "contrast", "intensity")
+    flags = [{"Name": name, "Severity": "warning", "Text": "..."} for name in names]
+    sidecar["GanbertQuality"]["Flags"] = flags
+    file.write_text(json.dumps(sidecar))
+    infer(bids, out, level="group", console=QUIET)
+    page = (out / "group_pet.html").read_text()
+    assert page.count("warning: intensity") == 1
+    assert "warning: intensity (2)<" in page
+    assert "warning: contrast<" in page
 
 
 def test_the_group_says_which_images_and_labels_have_no_regional_values(

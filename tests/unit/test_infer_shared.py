@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,20 @@ def _signals() -> Iterator[None]:
     yield
     for number, handler in former.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def exit_code(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run `ganbert` with these words, and return the code that it leaves with."""
+
+    def run(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["ganbert", *map(str, words)])
+        with pytest.raises(SystemExit) as leaving:
+            ganbert.cli.main()
+        assert isinstance(leaving.value.code, int)
+        return leaving.value.code
+
+    return run
 
 
 def hidden(out: Path) -> list[str]:
@@ -135,6 +149,7 @@ def test_a_stopped_run_says_so_and_the_next_goes_on(
     bids: Path,
     tmp_path: Path,
     tiny_export: Path,
+    exit_code: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -145,12 +160,8 @@ def test_a_stopped_run_says_so_and_the_next_goes_on(
             os.kill(os.getpid(), number)
         write(image, *rest)
 
-    words = ["ganbert", "infer", str(bids), str(out), "participant", "--model", str(tiny_export)]
-    monkeypatch.setattr(sys, "argv", words)
     monkeypatch.setattr(ganbert.infer, "write_image", stop_at_the_second)
-    with pytest.raises(SystemExit) as leaving:
-        ganbert.cli.main()
-    assert leaving.value.code == code
+    assert exit_code("infer", bids, out, "participant", "--model", tiny_export) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"ganbert: stopped by {number.name}: finished subjects are kept")
     assert hidden(out) == []
@@ -169,6 +180,7 @@ def test_a_stopped_run_says_so_and_the_next_goes_on(
 def test_other_commands_are_stopped_likewise(
     words: list[str],
     said: str,
+    exit_code: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -178,10 +190,7 @@ def test_other_commands_are_stopped_likewise(
 
     monkeypatch.setattr("ganbert.prepare.prepare", stop)
     monkeypatch.setattr("ganbert.data.phantom.make_cohort", stop)
-    monkeypatch.setattr(sys, "argv", ["ganbert", *words])
-    with pytest.raises(SystemExit) as leaving:
-        ganbert.cli.main()
-    assert leaving.value.code == 143
+    assert exit_code(*words) == 143
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"ganbert: {said}")
 
@@ -190,15 +199,12 @@ def test_stopped_at_a_failure_behind_an_image_it_is_listed_with_code_65(
     bids: Path,
     tmp_path: Path,
     tiny_export: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    exit_code: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (bids / "sub-02" / "anat" / "sub-02_T1w.nii.gz").write_bytes(b"torn")
-    words = ["infer", str(bids), str(tmp_path / "out"), "participant", "--model", str(tiny_export)]
-    monkeypatch.setattr(sys, "argv", ["ganbert", *words, "--stop-on-first-crash"])
-    with pytest.raises(SystemExit) as leaving:
-        ganbert.cli.main()
-    assert leaving.value.code == 65
+    words = ("infer", bids, tmp_path / "out", "participant", "--model", tiny_export)
+    assert exit_code(*words, "--stop-on-first-crash") == 65
     said = capsys.readouterr().out
     assert "failed: 1 of 4" in said
     assert "not tried after the first failure (--stop-on-first-crash): 2" in said

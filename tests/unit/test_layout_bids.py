@@ -539,3 +539,16 @@ def test_the_folder_of_a_subject_is_no_dataset(tmp_path: Path) -> None:
     write_tree(tmp_path, 1)
     with pytest.raises(DatasetError, match="the folder of one subject; give the folder above it"):
         find_pairs(tmp_path / "sub-01")
+
+
+def test_a_label_is_not_cut_where_its_letters_and_digits_end(tmp_path: Path) -> None:
+    write_tree(tmp_path, 2)
+    shutil.copytree(tmp_path / "sub-02", tmp_path / "sub-01 b")
+    for file in (tmp_path / "sub-01 b").rglob("sub-02*"):
+        file.rename(file.with_name(file.name.replace("sub-02", "sub-01")))
+    found = survey(tmp_path)
+    assert [pair.subject for pair in found.pairs] == ["01", "02"]
+    assert all("sub-01 b" not in pair.mri + pair.pet for pair in found.pairs)
+    refused = {str(refusal.error) for refusal in found.refusals if refusal.status == "refused"}
+    assert len(refused) == 2
+    assert all("letters and digits, found sub-01 b" in line for line in refused)

@@ -66,6 +66,13 @@ def test_a_voxel_keeps_value_and_place_in_any_orientation(
     assert volume.array.flags.c_contiguous
 
 
+def test_a_size_that_is_refused_is_said_without_an_exponent(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.diag([2000.0, 2.0, 1500.4, 1.0]))
+    nib.save(image, tmp_path / "a.nii")
+    with pytest.raises(ImageError, match="found 2000 x 2 x 1500 mm"):
+        read_volume(tmp_path / "a.nii")
+
+
 def test_slope_intercept_and_metres_are_applied(tmp_path: Path) -> None:
     image = nib.Nifti1Image(np.full((2, 3, 4), 10, np.int16), RAS_AFFINE / 1000)
     image.header.set_slope_inter(0.5, 3)

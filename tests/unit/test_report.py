@@ -21,7 +21,7 @@ from ganbert.errors import CheckpointError, DatasetError, GanbertError, OutputEr
 from ganbert.metrics import summarise
 from ganbert.report import write_report
 from ganbert.report.agreement import read_subjects
-from ganbert.report.charts import draw_training, running_mean, thin
+from ganbert.report.charts import draw_strip, draw_training, running_mean, thin
 from ganbert.report.panels import PIXELS_PER_MM, choose_view, place_labels, round_up, sample_plane
 from ganbert.report.pictures import choose_images
 from ganbert.report.run import (
@@ -580,3 +580,15 @@ def test_run_with_an_empty_log_says_so(tmp_path: Path) -> None:
     (run / "log.jsonl").write_text("")
     assert "Missing: no training log" in write_report(run).read_text(encoding="utf-8")
     assert math.isnan(read_log(run).last("loss_l1"))
+
+
+@pytest.mark.parametrize("values", [(0.25261, 0.25279), (0.2, 1.2), (-350.2, 1200.0)])
+def test_the_numbers_below_a_strip_have_room_side_by_side(values: tuple[float, float]) -> None:
+    groups = {name: np.array([value]) for name, value in zip("ab", values, strict=True)}
+    svg = str(draw_strip(groups, "SUVR", key="strip"))
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    numbers = [text for text in texts if text[-1].isdigit()]
+    width = float(re.search(r'viewBox="0 0 (\S+)', svg)[1])
+    assert len(numbers) >= 2
+    # A digit takes two thirds of the font's 9 points.
+    assert 6 * sum(len(number) + 1 for number in numbers) < 0.9 * width

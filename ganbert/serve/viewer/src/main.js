@@ -1,5 +1,6 @@
 // The page: drop a T1w, watch its job, look at the synthetic PET.
 import { COLORMAPS, LAYOUTS, Scene } from "./scene.js";
+import { digits, millimetres } from "./numbers.js";
 import { showQuality } from "./quality.js";
 import * as service from "./service.js";
 
@@ -7,6 +8,8 @@ const $ = (id) => document.getElementById(id);
 const scene = new Scene($("canvas"), showValues);
 const STEPS = 200;
 const MAP_PASSES = 4;
+// Whoever links to the page may say in the address what is wanted: a result of another is flagged.
+const wantedTracer = new URLSearchParams(location.search).get("tracer");
 let isLayoutChosen = false;
 let model = null;
 let job = null;
@@ -14,10 +17,6 @@ let t1w = null;
 
 function show(id, isShown) {
   $(id).hidden = !isShown;
-}
-
-function digits(value) {
-  return value === undefined ? "–" : Number(value.toPrecision(4)).toString().replace("-", "−");
 }
 
 function complain(error) {
@@ -58,8 +57,9 @@ async function run(file) {
   try {
     if (file.size > model.max_upload_bytes) throw new Error($("rules").textContent);
     t1w = await named(file);
-    const passes = $("with-map").checked ? MAP_PASSES : 0;
-    job = await service.upload(file, passes, (share) => progress("Uploading", share));
+    const query = { uncertainty: $("with-map").checked ? MAP_PASSES : 0 };
+    if (wantedTracer) query.tracer = wantedTracer;
+    job = await service.upload(file, query, (share) => progress("Uploading", share));
     job = await service.follow(job.id, showJob);
     if (job.state === "failed") throw new Error(job.failure.reason);
     await showResult();
@@ -117,7 +117,7 @@ async function showResult() {
   offer("save-map-sidecar", sidecar, `${fileStem("synthstd")}.json`);
 }
 
-const fileStem = (desc) => `${model.tracer}_space-T1w_desc-${desc}_pet`;
+const fileStem = (desc) => `trc-${model.tracer_label}_space-T1w_desc-${desc}_pet`;
 
 function offer(id, blob, name) {
   URL.revokeObjectURL($(id).href);
@@ -184,7 +184,7 @@ function showValues({ mm, t1w: mri, pet, isPointer }) {
   $("pet-value").textContent = digits(pet);
   $("t1w-value").textContent = digits(mri);
   $("where").textContent = isPointer ? "Cursor, mm" : "Crosshair, mm";
-  const [x, y, z] = mm.map((v) => v.toFixed(1).replace("-", "−"));
+  const [x, y, z] = mm.map(millimetres);
   $("position").textContent = `x ${x}, y ${y}, z ${z}`;
 }
 
@@ -199,7 +199,6 @@ function startAgain() {
   show("drop", true);
   show("intro", true);
   scene.clear();
-  $("file").value = "";
   $("file").focus();
 }
 
@@ -225,7 +224,12 @@ function onKey(event) {
 
 for (const name of COLORMAPS) $("colormap").add(new Option(name));
 for (const name of Object.keys(LAYOUTS)) $("layout").add(new Option(name));
-$("file").addEventListener("change", () => run($("file").files[0]));
+$("file").addEventListener("change", () => {
+  const [file] = $("file").files;
+  // Else the same file, chosen again after a refusal, would be no change.
+  $("file").value = "";
+  run(file);
+});
 $("view").addEventListener("keydown", onKey, true);
 $("frame").addEventListener("input", applyFrame);
 $("low").addEventListener("input", applyRange);

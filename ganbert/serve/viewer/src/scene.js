@@ -40,6 +40,7 @@ export class Scene {
   async load(t1w, pet) {
     if (!this.isAttached) {
       await this.nv.attachToCanvas(this.canvas);
+      this.canvas.tabIndex = -1; // its frame has the focus and the keys
       this.isAttached = true;
     }
     this.clear();

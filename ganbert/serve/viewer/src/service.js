@@ -1,5 +1,7 @@
 // The service's requests. Paths are relative, so that the page works behind a proxy's prefix too.
 
+const PATIENCE = 30; // times, a second apart
+
 let token = sessionStorage.getItem("token");
 
 export function useToken(text) {
@@ -38,10 +40,10 @@ export const getFile = async (id, name) => (await ask(`v1/jobs/${id}/${name}`)).
 export const deleteJob = (id) => ask(`v1/jobs/${id}`, { method: "DELETE" });
 
 // fetch() does not say how much of an upload is sent; XMLHttpRequest does.
-export function upload(file, passes, onProgress) {
+export function upload(file, query, onProgress) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
-    request.open("POST", passes ? `v1/jobs?uncertainty=${passes}` : "v1/jobs");
+    request.open("POST", `v1/jobs?${new URLSearchParams(query)}`);
     request.setRequestHeader("Content-Type", "application/octet-stream");
     for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
     request.upload.onprogress = (event) => onProgress(event.loaded / Math.max(event.total, 1));
@@ -55,8 +57,9 @@ export function upload(file, passes, onProgress) {
 }
 
 // Server-sent events through fetch(), because EventSource cannot carry a token. Where the stream
-// breaks, the job is asked for again.
+// breaks, the job is asked for again, and so it is where a connection does for a moment.
 export async function follow(id, onChange) {
+  let numFailed = 0;
   for (;;) {
     try {
       const stream = (await ask(`v1/jobs/${id}/events`)).body.pipeThrough(new TextDecoderStream());
@@ -73,9 +76,16 @@ export async function follow(id, onChange) {
     } catch (error) {
       if (error instanceof Refused) throw error;
     }
-    const job = await getJob(id);
-    onChange(job);
-    if (job.state === "done" || job.state === "failed") return job;
+    try {
+      const job = await getJob(id);
+      numFailed = 0;
+      onChange(job);
+      if (job.state === "done" || job.state === "failed") return job;
+    } catch (error) {
+      if (error instanceof Refused) throw error;
+      numFailed += 1;
+      if (numFailed > PATIENCE) throw new Error("the service cannot be reached");
+    }
     await new Promise((resolve) => setTimeout(resolve, 1000));
   }
 }

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Waits until a Job has ended, either way (`kubectl wait` knows one condition, and a failed Job never meets
 # "complete"):  wait.sh NAMESPACE JOB [SECONDS BETWEEN LOOKS]
-# Exit code: 0 complete; 1 failed, with the reason and what its pods said last; 2 no such Job, or no kubectl.
+# Meanwhile it says, at each change, what the Job waits for: a node, an image, leave to make pods, a queue.
+# Exit code: 0 complete; 1 failed, with the reason and what its pods said last; 2 a mistake: no such Job, say.
 set -euo pipefail
 if (($# < 2)); then
     echo "wait.sh: error: expected NAMESPACE and JOB, found $# words; kubernetes/wait.sh ganbert ganbert-train" >&2
@@ -12,17 +13,47 @@ if ! command -v kubectl >/dev/null; then
     exit 2
 fi
 namespace=$1 job=$2 pause=${3:-10}
+if [[ ! $pause =~ ^[0-9]+(\.[0-9]+)?$ ]]; then
+    echo "wait.sh: error: expected seconds between looks, found '$pause'; leave them out" >&2
+    exit 2
+fi
 ended='{range .status.conditions[?(@.status=="True")]}{.type}: {.reason} {.message}{"\n"}{end}'
+ended+='pods: {.status.active}'
 said='{range .items[*]}{.metadata.name}: {.status.initContainerStatuses[*].state.terminated.message}'
 said+=' {.status.containerStatuses[*].state.terminated.message}{"\n"}{end}'
 
+# While a pod only starts there is no message.
+held='{range .items[?(@.status.phase=="Pending")]}{.metadata.name}: '
+held+='{.status.conditions[?(@.reason=="Unschedulable")].message}'
+held+='{.status.initContainerStatuses[*].state.waiting.message}'
+held+='{.status.containerStatuses[*].state.waiting.message}{"\n"}{end}'
+warned='{range .items[*]}{.reason}: {.message}{"\n"}{end}'
+
 look() { kubectl -n "$namespace" get "$@" 2>&1; }
+
+what_it_waits_for() {
+    local found
+    if grep '^Suspended:' <<<"$1"; then
+        return
+    elif grep -q '^pods: [1-9]' <<<"$1"; then
+        found=$(look pods -l "batch.kubernetes.io/job-name=$job" -o "jsonpath=$held") || return
+        grep ': *[^ ]' <<<"$found" | sort -t: -u -k2
+    else # a level of PodSecurity, a quota, no account: there are no pods that could say it
+        found=$(look events --field-selector "involvedObject.name=$job,type=Warning" \
+            --sort-by=.metadata.creationTimestamp -o "jsonpath=$warned") || return
+        tail -n 1 <<<"$found"
+    fi
+}
+last=""
 
 while :; do
     # A server that does not answer for a while is no end of a training of days.
     if ! answer=$(look job "$job" -o "jsonpath=$ended"); then
         if [[ $answer == *NotFound* ]]; then
             echo "wait.sh: error: $namespace: expected the Job $job, found none; apply it first" >&2
+            exit 2
+        elif [[ $answer == *"(Forbidden)"* ]]; then
+            echo "wait.sh: error: ${answer##*$'\n'}; expected leave to get jobs in $namespace, found none; ask for it" >&2
             exit 2
         fi
         echo "wait.sh: ${answer##*$'\n'}; asking again" >&2
@@ -33,6 +64,10 @@ while :; do
         grep '^Failed:' <<<"$answer" >&2
         look pods -l "batch.kubernetes.io/job-name=$job" -o "jsonpath=$said" >&2 || true
         exit 1
+    else
+        now=$(what_it_waits_for "$answer" || true)
+        [[ -z $now || $now == "$last" ]] || echo "$job waits: $now" >&2
+        last=$now
     fi
     sleep "$pause"
 done

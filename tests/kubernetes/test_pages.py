@@ -81,6 +81,22 @@ def test_no_command_deletes_claims() -> None:
             assert what[0] in ("job", "pod") or what == ["namespace", "ganbert-smoke"], words
 
 
+def test_a_job_is_gone_before_its_like_is_applied() -> None:
+    """The trap: kubectl is back at once, and the new pods find the run held by those that save."""
+    deleted = [words for words in OF_KUBECTL if "delete" in words and "job" in words]
+    assert [words[-2:] for words in deleted] == [
+        ["ganbert-prepare", "--cascade=foreground"],
+        *[["ganbert-train", "--cascade=foreground"]] * 2,
+    ]
+
+
+def test_what_removes_a_training_leaves_the_data() -> None:
+    (command,) = re.findall(r"`kubectl\s(delete -k\s[^`]+)`", PAGE)
+    kinds = {one["kind"] for one in render(rendered_from(command.split()[2]))}
+    assert "Service" in kinds
+    assert not kinds & {"Namespace", "PersistentVolumeClaim"}
+
+
 def test_objects_that_are_named_exist() -> None:
     named = [
         f"{words[i]}/{words[i + 1]}"

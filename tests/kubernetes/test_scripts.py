@@ -15,7 +15,7 @@ from ganbert.errors import EXIT_USER_ERROR
 from ganbert.exporter import PrometheusSink
 from ganbert.step_stats import StepStats
 
-from .manifests import KUBERNETES, TARGETS, render
+from .manifests import KUBERNETES, TARGETS, find, render
 
 SCRIPTS = KUBERNETES / "base" / "scripts"
 LOCAL_CACHE, INFINIBAND = (
@@ -262,6 +262,28 @@ def test_refused_pairs_are_no_failure(bids: Path, tmp_path: Path) -> None:
     assert "prepare-report.tsv" in done.stdout
     done = run(script, tmp_path / "nothing", tmp_path / "other", "--size", "tiny")
     assert done.returncode == EXIT_USER_ERROR
+
+
+def test_the_phantom_is_made_by_as_many_processes_as_it_has_cpus(tmp_path: Path) -> None:
+    """The trap: a process a core of the node, and 64 of them are killed for want of memory."""
+    job = find(render("overlays/smoke-cpu"), "Job")
+    (phantom,) = [
+        one for one in job["spec"]["template"]["spec"]["initContainers"] if one["name"] == "phantom"
+    ]
+    command = tmp_path / "bin" / "ganbert"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/words\n')
+    command.chmod(0o755)
+    done = run(
+        KUBERNETES / "overlays/smoke-cpu/phantom.sh",
+        PATH=f"{command.parent}:{os.environ['PATH']}", JOB_COMPLETION_INDEX=0,
+        GANBERT_DATA_FOLDER=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    commands = [line.split() for line in (tmp_path / "words").read_text().splitlines()]
+    assert [words[0] for words in commands] == ["phantom", "prepare"]
+    for words in commands:
+        assert words[words.index("--jobs") + 1] == phantom["resources"]["requests"]["cpu"]
 
 
 def test_a_prepare_that_is_stopped_stops(bids: Path, tmp_path: Path) -> None:

@@ -16,24 +16,31 @@ import pytest
 from .manifests import KUBERNETES, Document, kubectl
 
 SCRIPT = KUBERNETES / "wait.sh"
-LISTS = {"pods": ("v1", "Pod"), "jobs": ("batch/v1", "Job")}
+LISTS = {"pods": ("v1", "Pod"), "events": ("v1", "Event"), "jobs": ("batch/v1", "Job")}
 MISTAKE = "ganbert: error: /data/prepared: expected the output of `ganbert prepare`, found nothing"
 
 
 class Server(ThreadingHTTPServer):
-    """As much of the API as `kubectl get job` and `get pods` ask for.
+    """As much of the API as `kubectl get` of a Job, its pods and its events asks for.
 
     Attributes
     ----------
     conditions : of the Job; None if there is no Job
-    is_down : answers nothing but 503
+    is_down, is_forbidden : answers nothing but 503, or 403
+    pods : status of each
+    active : of the Job's status
+    events : what the Job's warnings say
     asked : how often for the Job
     """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.conditions: list[Document] | None = []
-        self.is_down = False
+        self.is_down = self.is_forbidden = False
+        ended = {"containerStatuses": [{"state": {"terminated": {"message": MISTAKE}}}]}
+        self.pods: list[Document] = [ended]
+        self.active = 0
+        self.events: list[str] = []
         self.asked = 0
 
     def answer(self, path: str) -> tuple[int, Document]:
@@ -45,28 +52,40 @@ class Server(ThreadingHTTPServer):
             version = {"groupVersion": "batch/v1", "version": "v1"}
             batch = {"name": "batch", "versions": [version], "preferredVersion": version}
             return 200, {"kind": "APIGroupList", "apiVersion": "v1", "groups": [batch]}
-        for plural, (group, kind) in LISTS.items():
+        for group in {group for group, _ in LISTS.values()}:
             if path in (f"/api/{group}", f"/apis/{group}"):
-                one = {"name": plural, "singularName": kind.lower(), "namespaced": True,
-                       "kind": kind, "verbs": ["get", "list"]}  # fmt: skip
-                return 200, {"kind": "APIResourceList", "groupVersion": group, "resources": [one]}
+                kinds = [
+                    {"name": plural, "singularName": kind.lower(), "namespaced": True,
+                     "kind": kind, "verbs": ["get", "list"]}
+                    for plural, (of, kind) in LISTS.items() if of == group
+                ]  # fmt: skip
+                return 200, {"kind": "APIResourceList", "groupVersion": group, "resources": kinds}
         if path.endswith("/pods"):
-            ended = {"containerStatuses": [{"state": {"terminated": {"message": MISTAKE}}}]}
-            pod = {
-                "kind": "Pod",
-                "apiVersion": "v1",
-                "metadata": {"name": "pod-3"},
-                "status": ended,
-            }
-            return 200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": [pod]}
+            return 200, listed("Pod", [{"status": status} for status in self.pods])
+        if path.endswith("/events"):
+            return 200, listed("Event", [{"reason": "Bad", "message": m} for m in self.events])
         self.asked += 1
         if self.is_down:
             return 503, {"kind": "Status", "apiVersion": "v1", "code": 503, "message": "down"}
+        if self.is_forbidden:
+            return 403, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403,
+                         "reason": "Forbidden", "message": "you may not"}  # fmt: skip
         if self.conditions is None:
             return 404, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404,
                          "reason": "NotFound", "message": 'jobs "j" not found'}  # fmt: skip
         return 200, {"kind": "Job", "apiVersion": "batch/v1", "metadata": {"name": "j"},
-                     "status": {"conditions": self.conditions}}  # fmt: skip
+                     "status": {"conditions": self.conditions, "active": self.active}}  # fmt: skip
+
+
+def listed(kind: str, items: list[Document]) -> Document:
+    """Return a list of the API, its items numbered."""
+    for number, item in enumerate(items):
+        item |= {
+            "kind": kind,
+            "apiVersion": "v1",
+            "metadata": {"name": f"one-{number}", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        }
+    return {"kind": f"{kind}List", "apiVersion": "v1", "metadata": {}, "items": items}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -139,6 +158,62 @@ def test_a_complete_job_ends_the_wait(server: Server, tmp_path: Path) -> None:
     assert (process.returncode, output) == (0, "j: complete\n")
 
 
+WAITING = {
+    "state": {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}
+}
+STARTING = {"state": {"waiting": {"reason": "PodInitializing"}}}
+NO_NODE = {
+    "type": "PodScheduled",
+    "status": "False",
+    "reason": "Unschedulable",
+    "message": "0/8 nodes",
+}
+ON_A_NODE = {"type": "PodScheduled", "status": "True"}
+
+
+def test_it_says_once_what_the_pods_wait_for(server: Server, tmp_path: Path) -> None:
+    """The trap: a tag that no registry has, or no room, and a wait without a word."""
+    server.active = 5
+    server.pods = [
+        {"phase": "Pending", "conditions": [NO_NODE]},
+        {"phase": "Pending", "conditions": [NO_NODE]},
+        {"phase": "Pending", "conditions": [ON_A_NODE], "containerStatuses": [STARTING],
+         "initContainerStatuses": [WAITING]},
+        {"phase": "Pending", "conditions": [ON_A_NODE], "containerStatuses": [STARTING]},
+        {"phase": "Running", "conditions": [ON_A_NODE]},
+    ]  # fmt: skip
+    process = start(server, tmp_path)
+    wait_until_asked(server, 4)
+    server.conditions = [condition("Complete")]
+    _, errors = process.communicate(timeout=60)
+    said = ["j waits: one-0: 0/8 nodes", "one-2: Back-off pulling image"]
+    assert errors.splitlines() == said
+
+
+def test_it_says_why_there_are_no_pods(server: Server, tmp_path: Path) -> None:
+    server.events = ["pods are forbidden: violates PodSecurity"]
+    process = start(server, tmp_path)
+    wait_until_asked(server, 3)
+    server.conditions = [condition("Suspended", "JobSuspended", "Job suspended")]
+    wait_until_asked(server, server.asked + 3)
+    server.conditions = [condition("Complete")]
+    _, errors = process.communicate(timeout=60)
+    assert errors.splitlines() == [
+        "j waits: Bad: pods are forbidden: violates PodSecurity",
+        "j waits: Suspended: JobSuspended Job suspended",
+    ]
+
+
+def test_whoever_may_not_look_does_not_wait(server: Server, tmp_path: Path) -> None:
+    server.is_forbidden = True
+    process = start(server, tmp_path)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    (line,) = errors.splitlines()
+    assert "(Forbidden)" in line
+    assert "expected leave to get jobs in ganbert" in line
+
+
 def test_a_failed_job_ends_the_wait_and_says_why(server: Server, tmp_path: Path) -> None:
     """The trap: `kubectl wait --for=condition=complete` waits for its whole timeout."""
     server.conditions = [condition("Failed", "PodFailurePolicy", "exit code 2 matching rule 0")]
@@ -146,7 +221,7 @@ def test_a_failed_job_ends_the_wait_and_says_why(server: Server, tmp_path: Path)
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (1, "")
     assert "Failed: PodFailurePolicy exit code 2 matching rule 0\n" in errors
-    assert f"pod-3:  {MISTAKE}" in errors
+    assert f"one-0:  {MISTAKE}" in errors
 
 
 def test_a_job_that_is_about_to_fail_is_waited_for(server: Server, tmp_path: Path) -> None:
@@ -180,3 +255,14 @@ def test_what_it_cannot_do_without_is_a_mistake(
     (line,) = done.stderr.splitlines()
     assert what in line
     assert "expected" in line
+
+
+@pytest.mark.parametrize("pause", ["soon", "-1", "1m"])
+def test_a_pause_is_a_number(pause: str) -> None:
+    """1 would mean that the Job has failed."""
+    done = subprocess.run(
+        ["bash", SCRIPT, "ganbert", "j", pause], capture_output=True, text=True, check=False,
+        env={"PATH": f"{Path(str(kubectl())).parent}:{os.environ['PATH']}"}, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"found '{pause}'" in done.stderr

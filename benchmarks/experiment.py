@@ -3,7 +3,8 @@
 A cell is one training (recipe, overrides, seed) and its evaluation, made with the commands that a
 user has. Its scores are added to WORK/scores.tsv when it is done; what stands there is not done
 again, and a cell that was stopped goes on from its last checkpoint. A digest of the recipe stands
-beside the scores: figures of another recipe of the same name are refused, not mixed in.
+beside the scores: figures of another recipe of the same name are refused, not mixed in. What each
+was made with (commit, versions, instructions, threads) stands in WORK/origins.tsv.
 """
 
 import argparse
@@ -41,7 +42,8 @@ FIGURES = ("psnr", "ssim", "rmse", "intensity_distance", "top_recall")
 MEAN = "training mean"
 LEARNING_RATE = "discriminator.json"  # override of the adversary's engine, not of run.yaml
 _KEYS = ("tracer", "regime", "name", "seed", "recipe", "split", "reference", "subject")
-_SCORES, _OPTIONS = "scores.tsv", "options.json"
+_SCORES, _OPTIONS, _ORIGINS = "scores.tsv", "options.json", "origins.tsv"
+_ORIGIN_KEYS = ("tracer", "regime", "name", "seed", "commit", "versions", "device", "cpu")
 _OF_THE_CELL = ("seed", "intensity_ratio")  # settings that are no part of the method
 # Last bits that are alike on any CPU with AVX2. Left alone, oneDNN takes what the CPU has, and each
 # set of instructions and number of threads adds in another order: after 300 steps that is up to
@@ -225,8 +227,20 @@ def _write_recipe(folder: Path, cell: Cell, ratio: float) -> None:
     mark.write_text(digest(cell))
 
 
-def _make(cell: Cell, work: Path, options: dict[str, Any], commands: Commands) -> list[list[str]]:
-    """Train and evaluate a cell; return its lines for scores.tsv."""
+def _origin(cell: Cell, run: Path) -> list[str]:
+    """What a cell was made with: its line for origins.tsv."""
+    description = json.loads((run / "run.json").read_text())
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    versions, cpu = (json.dumps(description[name]) for name in ("versions", "cpu"))
+    about = [cell.tracer, cell.regime, cell.name, str(cell.seed), commit or "n/a"]
+    return [*about, versions, description["device"], cpu]
+
+
+def _make(
+    cell: Cell, work: Path, options: dict[str, Any], commands: Commands
+) -> tuple[list[list[str]], list[str]]:
+    """Train and evaluate a cell; return its lines for scores.tsv and its line for origins.tsv."""
     prepared, output = work / f"prepared-{cell.tracer}", work / cell.folder
     recipe = output.with_name(f"{output.name}.recipe")
     log = output.with_name(f"{output.name}.log")
@@ -242,7 +256,7 @@ def _make(cell: Cell, work: Path, options: dict[str, Any], commands: Commands) -
                 about = [cell.tracer, cell.regime, names[row["method"]], str(cell.seed)]
                 about += [recipe_digest, options["split"], row["reference"], row["subject"]]
                 lines.append(about + [row[figure] for figure in FIGURES])
-    return lines
+    return lines, _origin(cell, output)
 
 
 def read_scores(work: Path) -> list[dict[str, str]]:
@@ -254,10 +268,10 @@ def read_scores(work: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream, delimiter="\t"))
 
 
-def _add_scores(work: Path, lines: Sequence[Sequence[str]]) -> None:
-    """Add the lines of one cell, all or none."""
-    file, partial = work / _SCORES, work / f"{_SCORES}.tmp"
-    before = file.read_text() if file.exists() else "\t".join((*_KEYS, *FIGURES)) + "\n"
+def _add(file: Path, keys: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """Add the lines of one cell to a table, all or none."""
+    partial = file.with_name(f"{file.name}.tmp")
+    before = file.read_text() if file.exists() else "\t".join(keys) + "\n"
     partial.write_text(before + "".join("\t".join(line) + "\n" for line in lines))
     partial.replace(file)
 
@@ -297,9 +311,11 @@ def make_cells(
     lock, count = threading.Lock(), iter(range(1, len(missing) + 1))
 
     def make(cell: Cell) -> None:
-        lines = _make(cell, work, options, commands)
+        lines, origin = _make(cell, work, options, commands)
         with lock:
-            _add_scores(work, lines)
+            # First what costs nothing to have twice: the scores end the cell.
+            _add(work / _ORIGINS, _ORIGIN_KEYS, [origin])
+            _add(work / _SCORES, (*_KEYS, *FIGURES), lines)
             sys.stderr.write(f"{next(count)}/{len(missing)} {cell.folder}\n")
         # Only now: without its scores a cell would have to be trained again.
         shutil.rmtree(work / cell.folder / "checkpoints", ignore_errors=True)

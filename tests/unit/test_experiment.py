@@ -1,6 +1,8 @@
 """What benchmarks/experiment.py keeps, refuses and pairs; the trainings themselves are replaced."""
 
+import csv
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -50,16 +52,21 @@ def lines_of(experiment: Any, cell: Any) -> list[list[str]]:
     return [[*about, "test", "real", "001", "20.0", "0.9", "0.1", "0.05", "n/a"]]
 
 
+def made_of(experiment: Any, cell: Any) -> tuple[list[list[str]], list[str]]:
+    about = [cell.tracer, cell.regime, cell.name, str(cell.seed)]
+    return lines_of(experiment, cell), [*about, "abc1234", "{}", "CPU", "{}"]
+
+
 def test_what_is_done_is_kept_when_another_cell_fails(
     experiment: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made = []
 
-    def make(cell: Any, *_: object) -> list[list[str]]:
+    def make(cell: Any, *_: object) -> tuple[list[list[str]], list[str]]:
         made.append(cell.name)
         if cell.name == "c":
             raise SystemExit(2)
-        return lines_of(experiment, cell)
+        return made_of(experiment, cell)
 
     monkeypatch.setattr(experiment, "_make", make)
     cells = [experiment.Cell("AV45", "paper", name, 1, "l1") for name in "abcdef"]
@@ -67,7 +74,7 @@ def test_what_is_done_is_kept_when_another_cell_fails(
         experiment.make_cells(cells, tmp_path, OPTIONS, None, 1)
     assert {line["name"] for line in experiment.read_scores(tmp_path)} == set(made) - {"c"}
     assert {"a", "b"} <= set(made)
-    monkeypatch.setattr(experiment, "_make", lambda cell, *_: lines_of(experiment, cell))
+    monkeypatch.setattr(experiment, "_make", lambda cell, *_: made_of(experiment, cell))
     experiment.make_cells(cells, tmp_path, OPTIONS, None, 2)
     done = [line["name"] for line in experiment.read_scores(tmp_path)]
     assert sorted(done) == list("abcdef")
@@ -76,13 +83,43 @@ def test_what_is_done_is_kept_when_another_cell_fails(
 def test_figures_of_another_recipe_are_not_mixed_in(
     experiment: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(experiment, "_make", lambda cell, *_: lines_of(experiment, cell))
+    monkeypatch.setattr(experiment, "_make", lambda cell, *_: made_of(experiment, cell))
     weak = experiment.Cell("AV45", "paper", "a", 1, "demo", {"losses.nsp": 1})
     strong = experiment.Cell("AV45", "paper", "a", 1, "demo", {"losses.nsp": 2})
     experiment.make_cells([weak], tmp_path, OPTIONS, None, 1)
     experiment.make_cells([weak], tmp_path, OPTIONS, None, 1)
     with pytest.raises(SystemExit, match="another recipe"):
         experiment.make_cells([strong], tmp_path, OPTIONS, None, 1)
+
+
+def test_scores_say_what_they_were_made_with(
+    experiment: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cell = experiment.Cell("AV45", "paper", "a", 1, "l1")
+    run = tmp_path / cell.folder
+    cpu = {"instruction_set": "AVX2", "threads": 1}
+
+    class Pretended:
+        def run(self, _log: Path, verb: str, *_: object) -> None:
+            folder = run / "evaluation" if verb == "evaluate" else run
+            folder.mkdir(parents=True)
+            if verb == "train":
+                said = {"versions": {"torch": "2.0"}, "device": "CPU", "cpu": cpu, "seed": 1}
+                (run / "run.json").write_text(json.dumps(said))
+            else:
+                keys = ("method", "mask", "reference", "subject", *experiment.FIGURES)
+                values = ("ganbert", "head", "real", "001", "25", "0.9", "0.1", "0.05", "0.2")
+                (folder / "metrics.tsv").write_text("\t".join(keys) + "\n" + "\t".join(values))
+
+    monkeypatch.setattr(experiment, "intensity_ratio", lambda *_: 0.1)
+    experiment.make_cells([cell], tmp_path, OPTIONS, Pretended(), 1)
+    assert [line["psnr"] for line in experiment.read_scores(tmp_path)] == ["25"]
+    with (tmp_path / "origins.tsv").open() as stream:
+        (line,) = csv.DictReader(stream, delimiter="\t")
+    assert (line["name"], line["seed"], line["device"]) == ("a", "1", "CPU")
+    assert json.loads(line["cpu"]) == cpu
+    assert json.loads(line["versions"]) == {"torch": "2.0"}
+    assert line["commit"]
 
 
 @pytest.fixture

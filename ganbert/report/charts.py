@@ -321,7 +321,7 @@ def draw_strip(values: dict[str, Array], unit: str, *, key: str) -> Markup:
             )
         axes.set_yticks(rows, list(values))
         # Values that are near to each other have long names.
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axes.set_ylim(-0.7, len(values) - 0.3)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(unit)

@@ -265,14 +265,16 @@ def test_infiniband_is_not_left_to_luck() -> None:
         assert container["resources"]["limits"]["rdma/hca_shared_devices_a"] == "1"
 
 
-def test_a_reader_may_write_into_a_run_of_root() -> None:
-    """`evaluate` in overlays/read, as user 10001 (tests/unit/test_container.py has the umask)."""
-    writer, (reader,) = training("overlays/dgx1-8node"), pods(render("overlays/read"))
-    assert writer.spec["securityContext"]["runAsUser"] == 0
-    assert environment(writer.container("train"))["GANBERT_UMASK"] == "002"
+def test_a_run_of_root_and_of_the_other_user_is_of_both() -> None:
+    """`evaluate` in overlays/read, or another overlay (tests/unit/test_container.py: the umask)."""
+    root, other = training("overlays/dgx1-8node"), training("base")
+    (reader,) = pods(render("overlays/read"))
+    assert root.spec["securityContext"]["runAsUser"] == 0
+    for writer in (root, other):
+        assert environment(writer.container("train"))["GANBERT_UMASK"] == "002"
     groups = {
         pod.spec["securityContext"][key]
-        for pod in (writer, reader)
+        for pod in (root, other, reader)
         for key in ("runAsGroup", "fsGroup")
     }
     assert groups == {10001}

@@ -154,6 +154,10 @@ class Pool:
             self._running[job.id] = job
             try:
                 is_alive = await self._compute(worker, job)
+            except Exception:
+                log.exception("job %s", job.id)
+                self._fail(job, "crash", "the service made a mistake of its own; its log has more")
+                is_alive = False
             finally:
                 del self._running[job.id]
                 if job.is_forgotten:

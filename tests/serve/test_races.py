@@ -71,3 +71,41 @@ def test_a_job_that_is_deleted_as_it_leaves_the_queue_is_not_computed(
 
     asyncio.run(work())
     assert computed == ["kept"]
+
+
+def test_a_bug_costs_the_job_that_met_it_and_not_its_worker_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[str] = []
+
+    async def run(self: WorkerProcess, request: Any, on_progress: Callable) -> dict[str, Any]:
+        computed.append(Path(request["folder"]).name)
+        return {"flags": []} if computed[-1] == "second" else {}  # no flags: KeyError
+
+    async def work() -> None:
+        pool, starts = Pool(Settings(tmp_path), Measures()), []
+
+        async def start(self: WorkerProcess) -> None:
+            starts.append(self.device)
+
+        async def wait(self: WorkerProcess) -> None:
+            await asyncio.Event().wait()
+
+        for name, stand_in in (("run", run), ("start", start), ("wait", wait)):
+            monkeypatch.setattr(WorkerProcess, name, stand_in)
+        jobs = [Job(tmp_path / name, tmp_path / name / "t1w.nii") for name in ("first", "second")]
+        pool.start()
+        for job in jobs:
+            with pool.place():
+                pool.put(job)
+        async with asyncio.timeout(30):
+            while not all(job.is_final for job in jobs):
+                await asyncio.sleep(0.01)
+        await pool.stop()
+        assert jobs[0].failure is not None
+        assert jobs[0].failure.kind == "crash"
+        assert jobs[1].failure is None
+        assert len(starts) == 2
+
+    asyncio.run(work())
+    assert computed == ["first", "second"]

@@ -219,6 +219,31 @@ def test_a_connection_that_breaks_for_a_moment_costs_nothing(
     opened.context.close()
 
 
+def test_an_image_at_work_can_be_cancelled_and_another_is_not_lost_in_silence(
+    browser: "playwright.Browser", service: RunningService
+) -> None:
+    opened = Page(browser, service, 1100)
+    page = opened.page
+    page.route("**/events", lambda route: None)  # no answer, as of a job that takes long
+    opened.upload(large_t1w(48))
+    page.wait_for_selector("#work:not([hidden])")
+    opened.until(lambda: any(url.endswith("/events") for url in opened.requests))
+    assert page.get_attribute("#drop", "inert") is not None
+    opened.upload(large_t1w(48))
+    assert "One image at a time" in opened.text("#problem")
+    with page.expect_request(lambda request: request.method == "DELETE") as deleted:
+        page.click("#cancel")
+    page.wait_for_selector("#work", state="hidden")
+    assert deleted.value.response().status == 204
+    assert page.is_hidden("#problem")
+    assert page.get_attribute("#drop", "inert") is None
+
+    page.unroute("**/events")
+    opened.upload(large_t1w(48))
+    page.wait_for_selector("#controls:not([hidden])")
+    assert not opened.complaints
+
+
 def test_what_comes_to_nothing_has_no_sign(browser: "playwright.Browser") -> None:
     source = (STATIC.parent / "viewer" / "src" / "numbers.js").read_text().replace("export ", "")
     page = browser.new_page()

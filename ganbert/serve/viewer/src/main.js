@@ -14,6 +14,7 @@ let isLayoutChosen = false;
 let model = null;
 let job = null;
 let t1w = null;
+let work = null; // an AbortController while there is an image at work
 
 function show(id, isShown) {
   $(id).hidden = !isShown;
@@ -46,27 +47,51 @@ async function readModel() {
 }
 
 async function run(file) {
-  if (!file || !$("work").hidden) return;
+  if (!file) return;
+  if (work) {
+    $("problem").textContent = "One image at a time: wait for this one, or cancel it.";
+    show("problem", true);
+    return;
+  }
   show("problem", false);
   show("notes", false);
   if (!model) await readModel();
   if (!model) return;
+  work = new AbortController();
+  const { signal } = work;
   show("work", true);
   show("intro", false);
+  $("drop").inert = true;
   progress("Uploading", 0);
   try {
+    job = null;
     if (file.size > model.max_upload_bytes) throw new Error($("rules").textContent);
     t1w = await named(file);
     const query = { uncertainty: $("with-map").checked ? MAP_PASSES : 0 };
     if (wantedTracer) query.tracer = wantedTracer;
-    job = await service.upload(file, query, (share) => progress("Uploading", share));
-    job = await service.follow(job.id, showJob);
+    job = await service.upload(file, query, (share) => progress("Uploading", share), signal);
+    job = await service.follow(job.id, showJob, signal);
     if (job.state === "failed") throw new Error(job.failure.reason);
+    $("cancel").disabled = true;
     await showResult();
+  } catch (error) {
+    if (!signal.aborted) complain(error);
+  }
+  $("cancel").disabled = false;
+  $("drop").inert = false;
+  show("work", false);
+  work = null;
+  if (signal.aborted) startAgain();
+}
+
+async function cancel() {
+  work.abort();
+  if (!job) return;
+  try {
+    await service.deleteJob(job.id);
   } catch (error) {
     complain(error);
   }
-  show("work", false);
 }
 
 // NiiVue goes by the name, the service by the first bytes: so does the page.
@@ -240,6 +265,7 @@ $("layout").addEventListener("change", () => {
   isLayoutChosen = true;
   scene.setLayout($("layout").value);
 });
+$("cancel").addEventListener("click", cancel);
 $("again").addEventListener("click", startAgain);
 $("delete").addEventListener("click", async () => {
   try {

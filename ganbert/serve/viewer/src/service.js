@@ -35,18 +35,20 @@ async function ask(path, options = {}) {
 }
 
 export const getModel = async () => (await ask("v1/model")).json();
-export const getJob = async (id) => (await ask(`v1/jobs/${id}`)).json();
+export const getJob = async (id, options) => (await ask(`v1/jobs/${id}`, options)).json();
 export const getFile = async (id, name) => (await ask(`v1/jobs/${id}/${name}`)).blob();
 export const deleteJob = (id) => ask(`v1/jobs/${id}`, { method: "DELETE" });
 
 // fetch() does not say how much of an upload is sent; XMLHttpRequest does.
-export function upload(file, query, onProgress) {
+export function upload(file, query, onProgress, signal) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     request.open("POST", `v1/jobs?${new URLSearchParams(query)}`);
     request.setRequestHeader("Content-Type", "application/octet-stream");
     for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
     request.upload.onprogress = (event) => onProgress(event.loaded / Math.max(event.total, 1));
+    signal.addEventListener("abort", () => request.abort(), { once: true });
+    request.onabort = () => reject(signal.reason);
     request.onerror = () => reject(new Error("the service cannot be reached"));
     request.onload = () =>
       request.status === 202
@@ -57,12 +59,13 @@ export function upload(file, query, onProgress) {
 }
 
 // Server-sent events through fetch(), because EventSource cannot carry a token. Where the stream
-// breaks, the job is asked for again, and so it is where a connection does for a moment.
-export async function follow(id, onChange) {
+// breaks, the job is asked for again, and so it is where a connection does for a moment. Throws the
+// reason of `signal` once that is aborted.
+export async function follow(id, onChange, signal) {
   let numFailed = 0;
   for (;;) {
     try {
-      const stream = (await ask(`v1/jobs/${id}/events`)).body.pipeThrough(new TextDecoderStream());
+      const stream = (await ask(`v1/jobs/${id}/events`, { signal })).body.pipeThrough(new TextDecoderStream());
       let text = "";
       for await (const piece of iterate(stream)) {
         text += piece;
@@ -74,15 +77,15 @@ export async function follow(id, onChange) {
         }
       }
     } catch (error) {
-      if (error instanceof Refused) throw error;
+      if (error instanceof Refused || signal.aborted) throw error;
     }
     try {
-      const job = await getJob(id);
+      const job = await getJob(id, { signal });
       numFailed = 0;
       onChange(job);
       if (job.state === "done" || job.state === "failed") return job;
     } catch (error) {
-      if (error instanceof Refused) throw error;
+      if (error instanceof Refused || signal.aborted) throw error;
       numFailed += 1;
       if (numFailed > PATIENCE) throw new Error("the service cannot be reached");
     }

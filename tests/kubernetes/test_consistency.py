@@ -330,3 +330,12 @@ def test_the_service_has_the_time_that_it_promises() -> None:
     assert scaled["name"] == find(documents, "Deployment")["metadata"]["name"]
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         assert container[probe]["httpGet"]["port"] == port["name"]
+
+
+def test_the_service_computes_on_the_cores_that_its_autoscaler_counts_in() -> None:
+    (pod,) = pods(render("overlays/serve"))
+    (container,) = pod.containers
+    (threads,) = [one for one in container["env"] if one["name"] == "OMP_NUM_THREADS"]
+    source = threads["valueFrom"]["resourceFieldRef"]
+    assert source == {"containerName": container["name"], "resource": "requests.cpu"}
+    assert container["resources"]["requests"]["cpu"] == "4"

@@ -227,13 +227,21 @@ def _write_recipe(folder: Path, cell: Cell, ratio: float) -> None:
     mark.write_text(digest(cell))
 
 
-def _origin(cell: Cell, run: Path) -> list[str]:
-    """What a cell was made with: its line for origins.tsv."""
-    description = json.loads((run / "run.json").read_text())
+def _note_commit(recipe: Path) -> str:
+    """Return the commits at which a cell's training was started; the last is that of now."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    note = recipe / "commits"
+    before = note.read_text().split() if note.exists() else []
+    note.write_text("\n".join(dict.fromkeys([*before, commit or "n/a"])))
+    return note.read_text().replace("\n", " ")
+
+
+def _origin(cell: Cell, run: Path, commits: str) -> list[str]:
+    """What a cell was made with: its line for origins.tsv."""
+    description = json.loads((run / "run.json").read_text())
     versions, cpu = (json.dumps(description[name]) for name in ("versions", "cpu"))
-    about = [cell.tracer, cell.regime, cell.name, str(cell.seed), commit or "n/a"]
+    about = [cell.tracer, cell.regime, cell.name, str(cell.seed), commits]
     return [*about, versions, description["device"], cpu]
 
 
@@ -246,6 +254,8 @@ def _make(
     log = output.with_name(f"{output.name}.log")
     _write_recipe(recipe, cell, intensity_ratio(prepared, cell.tracer, cell.regime))
     limit = ["--max-steps", options["max_steps"]] if options["max_steps"] else []
+    # Before the training: whoever works on meanwhile has other code at its end.
+    commits = _note_commit(recipe)
     commands.run(log, "train", "--config", recipe, "--data", prepared, "--output", output, *limit)
     commands.run(log, "evaluate", output, "--split", options["split"])
     names = {"ganbert": cell.name, "mean_of_training": MEAN}
@@ -256,7 +266,7 @@ def _make(
                 about = [cell.tracer, cell.regime, names[row["method"]], str(cell.seed)]
                 about += [recipe_digest, options["split"], row["reference"], row["subject"]]
                 lines.append(about + [row[figure] for figure in FIGURES])
-    return lines, _origin(cell, output)
+    return lines, _origin(cell, output, commits)
 
 
 def read_scores(work: Path) -> list[dict[str, str]]:

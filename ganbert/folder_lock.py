@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -16,6 +17,7 @@ from ganbert.atomic import make_folder, output_error
 from ganbert.errors import OutputError
 
 LOCK_NAME = ".lock"
+_TRIES, _PAUSE_SECONDS = 3, 0.1
 # Of file systems that have no locks, such as Lustre mounted with noflock.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
@@ -54,7 +56,7 @@ def held(
             raise output_error(folder, error) from error
         with lock:
             try:
-                fcntl.flock(lock, how)
+                _lock(lock, how)
             except BlockingIOError as error:
                 raise _held_by_another(folder, expected, remedy) from error
             except OSError as error:
@@ -85,6 +87,15 @@ def check_free(folder: Path, *, expected: str, remedy: str) -> None:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise _held_by_another(folder, expected, remedy) from error
+
+
+def _lock(lock: TextIO, how: int) -> None:
+    """Try more than once: who only asks (`check_free`) holds it for a moment."""
+    for _ in range(_TRIES - 1):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(lock, how)
+        time.sleep(_PAUSE_SECONDS)
+    return fcntl.flock(lock, how)
 
 
 def _held_by_another(folder: Path, expected: str, remedy: str) -> HeldError:

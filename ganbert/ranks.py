@@ -4,7 +4,6 @@ Needs a process group (see `engines.init_world`); knows nothing of networks. How
 stands in `alarm`.
 """
 
-import faulthandler
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,8 +13,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ganbert.errors import PlatformError
-
-_STDERR = 2
 
 
 @dataclass
@@ -28,12 +25,9 @@ class StopRequest:
     received: bool = field(default=False)
 
     def install(self) -> None:
-        """Take over both signals; SIGUSR1 prints the stacks of this rank and disturbs nothing."""
+        """Take over both signals."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
-        # A handler in C answers inside a collective too, where a rank hangs; a debugger would need
-        # a capability that the pods do not have.
-        faulthandler.register(signal.SIGUSR1, file=_STDERR)
 
     def ask(self) -> None:
         """Stop as if a signal had come."""

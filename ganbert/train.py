@@ -11,7 +11,9 @@ ranks of other nodes did not come, 75 interrupted (SIGTERM, Ctrl-C) and saved: f
 the same command again to go on.
 """
 
+import faulthandler
 import gc
+import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +24,9 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     # Until `main`: else the collector goes through what is imported again and again.
     gc.disable()
 if __name__ == "__main__":
+    # A rank that hangs prints its stacks when asked; a handler in C answers in a collective too,
+    # and a debugger would need a capability that the pods do not have.
+    faulthandler.register(signal.SIGUSR1, file=2)
     # Before torch, DeepSpeed and DALI, whose imports take seconds.
     from ganbert.preflight import refuse_early
 

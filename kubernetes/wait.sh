@@ -55,6 +55,9 @@ while :; do
         elif [[ $answer == *"(Forbidden)"* ]]; then
             echo "wait.sh: error: ${answer##*$'\n'}; expected leave to get jobs in $namespace, found none; ask for it" >&2
             exit 2
+        elif [[ $answer =~ Unauthorized|"does not exist"|"did you specify the right host"|"the server doesn't have a resource type" ]]; then
+            echo "wait.sh: error: ${answer##*$'\n'}; expected a kubectl that knows the cluster and you; log in, or choose its context" >&2
+            exit 2
         fi
         echo "wait.sh: ${answer##*$'\n'}; asking again" >&2
     elif grep -q '^Complete:' <<<"$answer"; then

@@ -1,5 +1,6 @@
 """What ranks say when they cannot meet, or when one of them cannot start."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -169,6 +170,31 @@ def test_one_that_is_killed_waiting_and_started_again_does_not_count_for_another
     for code, output in results:
         assert code == EXIT_NOT_MET, output
         assert "found no word of rank 2; look at" in output
+
+
+def test_a_rank_that_waits_for_others_prints_its_stacks_when_asked(
+    prepared: Path, repository: Path, tmp_path: Path
+) -> None:
+    script, log = repository / "ganbert" / "train.py", tmp_path / "log"
+    options = ["--config", RECIPE, "--data", prepared, "--output", tmp_path / "run"]
+    with log.open("w") as stream:
+        rank = subprocess.Popen(
+            [sys.executable, script, *options],
+            env=place_of(0, 2, free_port()), stdout=stream, stderr=stream,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while "meeting.py" not in log.read_text():
+            time.sleep(2)
+            assert time.monotonic() < deadline
+            assert rank.poll() is None, log.read_text()
+            rank.send_signal(signal.SIGUSR1)
+        assert "most recent call first" in log.read_text()
+        time.sleep(1)
+        assert rank.poll() is None
+    finally:
+        rank.kill()
+        rank.wait()
 
 
 def test_data_that_one_node_does_not_see_ends_a_training_on_all(

@@ -6,7 +6,8 @@ import subprocess
 
 import pytest
 
-from .manifests import ROOT, find, kubectl, render
+from .manifests import ROOT, kubectl
+from .test_policy import training
 
 PAGE = (ROOT / "docs" / "operations.md").read_text()
 ALERTS = PAGE[PAGE.index("\n## Alerts\n") : PAGE.index("\n## NCCL on")]
@@ -33,9 +34,10 @@ def test_there_are_commands_for_the_ones_that_say_look() -> None:
 
 
 def test_a_container_that_they_name_is_in_the_pod() -> None:
-    (name,) = {words[words.index("-c") + 1] for words in COMMANDS if "-c" in words[:6]}
-    containers = find(render("base"), "Job")["spec"]["template"]["spec"]["containers"]
-    assert name in [one["name"] for one in containers]
+    names = {words[words.index("-c") + 1] for words in COMMANDS if "-c" in words[:6]}
+    pod = training("overlays/dgx1-8node").spec
+    assert names == {"train", "stage"}
+    assert names <= {one["name"] for one in (*pod["initContainers"], *pod["containers"])}
 
 
 def test_the_image_has_what_asks_a_rank_for_its_stacks() -> None:

@@ -26,7 +26,7 @@ class Server(ThreadingHTTPServer):
     Attributes
     ----------
     conditions : of the Job; None if there is no Job
-    is_down, is_forbidden : answers nothing but 503, or 403
+    is_down, is_forbidden, is_stranger : answers nothing but 503, 403, or 401
     pods : status of each
     active : of the Job's status
     events : what the Job's warnings say
@@ -36,7 +36,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.conditions: list[Document] | None = []
-        self.is_down = self.is_forbidden = False
+        self.is_down = self.is_forbidden = self.is_stranger = False
         ended = {"containerStatuses": [{"state": {"terminated": {"message": MISTAKE}}}]}
         self.pods: list[Document] = [ended]
         self.active = 0
@@ -67,6 +67,9 @@ class Server(ThreadingHTTPServer):
         self.asked += 1
         if self.is_down:
             return 503, {"kind": "Status", "apiVersion": "v1", "code": 503, "message": "down"}
+        if self.is_stranger:
+            return 401, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 401,
+                         "reason": "Unauthorized", "message": "Unauthorized"}  # fmt: skip
         if self.is_forbidden:
             return 403, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403,
                          "reason": "Forbidden", "message": "you may not"}  # fmt: skip
@@ -212,6 +215,14 @@ def test_whoever_may_not_look_does_not_wait(server: Server, tmp_path: Path) -> N
     (line,) = errors.splitlines()
     assert "(Forbidden)" in line
     assert "expected leave to get jobs in ganbert" in line
+
+
+def test_a_login_that_has_run_out_is_not_waited_for(server: Server, tmp_path: Path) -> None:
+    server.is_stranger = True
+    process = start(server, tmp_path)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "log in, or choose its context" in errors.splitlines()[-1]
 
 
 def test_a_failed_job_ends_the_wait_and_says_why(server: Server, tmp_path: Path) -> None:

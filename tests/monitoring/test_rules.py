@@ -78,6 +78,14 @@ def job(name: str, *, complete: bool) -> dict[str, str]:
     }
 
 
+def active(job: str, pods: int = 8) -> dict[str, str]:
+    return {f'kube_job_status_active{{namespace="n",job_name="{job}"}}': steady(pods)}
+
+
+def stepping(run: str) -> dict[str, str]:
+    return {f'ganbert_step{{namespace="n",run="{run}"}}': steady(3)}
+
+
 def waiting(share: float) -> dict[str, str]:
     return {
         f"ganbert_data_wait_seconds_total{{{RUN}}}": counting(60 * share),
@@ -152,6 +160,15 @@ CASES: dict[str, list[tuple[bool, dict[str, str]]]] = {
         (True, {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": steady(60), **unfinished()}),
         (False, {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": counting(60), **unfinished()}),
         (False, {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": steady(60), **unfinished(100)}),
+    ],
+    "GanbertTrainingNotBegun": [
+        (True, active("ganbert-train")),
+        (False, active("ganbert-train") | stepping("ganbert-train")),
+        (True, active("ganbert-train") | stepping("ganbert-train-2")),
+        (False, active("ganbert-train", 0)),  # suspended by a queue, or at its end
+        (False, active("ganbert-prepare", 1)),
+        (True, active("ganbert-train-launcher", 1)),
+        (False, active("ganbert-train-launcher", 1) | stepping("ganbert-train")),
     ],
     "GanbertTrainingGone": [
         (True, went_away(10)),

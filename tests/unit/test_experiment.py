@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,6 +105,7 @@ def test_scores_say_what_they_were_made_with(
             folder = run / "evaluation" if verb == "evaluate" else run
             folder.mkdir(parents=True)
             if verb == "train":
+                now[0] = "of one who works on meanwhile"
                 said = {"versions": {"torch": "2.0"}, "device": "CPU", "cpu": cpu, "seed": 1}
                 (run / "run.json").write_text(json.dumps(said))
             else:
@@ -112,6 +114,13 @@ def test_scores_say_what_they_were_made_with(
                 (folder / "metrics.tsv").write_text("\t".join(keys) + "\n" + "\t".join(values))
 
     monkeypatch.setattr(experiment, "intensity_ratio", lambda *_: 0.1)
+    recipe = run.with_name(f"{run.name}.recipe")
+    recipe.mkdir(parents=True)
+    (recipe / "commits").write_text("earlier")  # that began it, and was interrupted
+    now = ["now"]
+    monkeypatch.setattr(
+        experiment.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=now[0])
+    )
     experiment.make_cells([cell], tmp_path, OPTIONS, Pretended(), 1)
     assert [line["psnr"] for line in experiment.read_scores(tmp_path)] == ["25"]
     with (tmp_path / "origins.tsv").open() as stream:
@@ -119,7 +128,7 @@ def test_scores_say_what_they_were_made_with(
     assert (line["name"], line["seed"], line["device"]) == ("a", "1", "CPU")
     assert json.loads(line["cpu"]) == cpu
     assert json.loads(line["versions"]) == {"torch": "2.0"}
-    assert line["commit"]
+    assert line["commit"] == "earlier now"
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 import errno
 import fcntl
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ganbert.errors import OutputError
-from ganbert.folder_lock import LOCK_NAME, held
+from ganbert.folder_lock import LOCK_NAME, check_free, held
 
 WORDS = {"expected": "a free folder", "remedy": "wait"}
 
@@ -21,6 +22,24 @@ def test_a_second_one_is_told_and_the_next_one_is_not(tmp_path: Path) -> None:
             pass
     with held(folder, **WORDS):
         pass
+
+
+def test_one_that_only_asks_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with held(tmp_path, **WORDS), pytest.raises(OutputError, match="found another process"):
+        check_free(tmp_path, **WORDS)
+    lock, pauses = (tmp_path / LOCK_NAME).open("w"), []
+
+    def go_on(seconds: float) -> None:
+        pauses.append(seconds)
+        lock.close()
+
+    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as one who asks
+    check_free(tmp_path, **WORDS)
+    monkeypatch.setattr(time, "sleep", go_on)
+    with held(tmp_path, **WORDS):
+        assert len(pauses) == 1
 
 
 def test_a_file_that_was_left_behind_holds_nobody_up(tmp_path: Path) -> None:
@@ -49,7 +68,7 @@ def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(
         assert (folder / LOCK_NAME).exists()
         with pytest.raises(OutputError), held(folder, **WORDS):
             pass
-    assert len(calls) == 3
+    assert len(calls) == 5  # two of the first, and the tries of the second
 
 
 @pytest.mark.parametrize(

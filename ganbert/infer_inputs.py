@@ -8,7 +8,7 @@ import difflib
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -194,20 +194,47 @@ def _as_query(value: Any) -> Any:
     return getattr(Query, _QUERIES[value]) if value in _QUERIES else value
 
 
+def _has(found: str | None, asked: Any, kind: Callable[[Any], Any]) -> bool:
+    """Whether an entity is what is asked for, as pybids means it.
+
+    Parameters
+    ----------
+    found : None: there is none
+    asked : see `_as_query`; of a list, one is enough, and an empty one asks for nothing
+    kind : makes of a label what is compared: run 2 is `run-02`
+    """
+    from bids.layout import Query  # slow to import
+
+    values = asked if isinstance(asked, list) else [asked]
+    if not values or Query.OPTIONAL in values:
+        return True
+    if found is None:
+        return Query.NONE in values
+    try:
+        labels = [kind(value) for value in values if not isinstance(value, Query)]
+    except ValueError:  # a word for a number
+        labels = []
+    return Query.ANY in values or kind(found) in labels
+
+
 def _query_t1w(bids_dir: Path, filters: Mapping[str, Any], file: Path | None) -> list[Scan]:
     layout = index_bids(bids_dir)
-    known = set(layout.get_entities()) | {"datatype", "suffix", "extension"}
+    known = layout.get_entities()
     for name in filters:
         if name not in known:
             remedy = nearest_remedy(name, sorted(known))
             raise ConfigError(file, expected="entities of BIDS", found=repr(name), remedy=remedy)
+    asked = {name: _as_query(value) for name, value in filters.items()}
     wanted: dict[str, Any] = {"suffix": "T1w", "extension": list(_NIFTI)}
-    wanted |= {name: _as_query(value) for name, value in filters.items()}
+    # These stand in the name; whatever else pybids finds, it finds above the dataset, too.
+    wanted |= {name: asked.pop(name) for name in tuple(wanted) if name in asked}
     root = Path(layout.root)
     scans = []
     for path in (Path(file) for file in layout.get(return_type="filename", **wanted)):
         entities, below = entities_of(path, root), path.relative_to(root)
         if "datatype" not in filters and entities.get("datatype") != "anat":
+            continue
+        if not all(_has(entities.get(n), value, known[n].dtype) for n, value in asked.items()):
             continue
         if (both := contradiction(path, root)) is not None:
             scans.append(_nobodys(bids_dir, below, *both))

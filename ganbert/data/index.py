@@ -8,7 +8,7 @@ nothing again.
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
+from statistics import median_low
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -169,24 +169,28 @@ def suggested_ratio(data: Path, index: Index, tracer: str) -> float:
 
 
 def frame_timing(rows: Sequence[Row]) -> tuple[Times, Times]:
-    """Return start after injection and duration of each frame, s: the median over rows."""
+    """Return start after injection and duration of each frame, s: the median over rows.
+
+    The lower one where two are in the middle: their average may be a time of no scan.
+    """
     starts = zip(*(row.frame_start_s for row in rows), strict=True)
     durations = zip(*(row.frame_duration_s for row in rows), strict=True)
-    return tuple(map(median, starts)), tuple(map(median, durations))
+    return tuple(map(median_low, starts)), tuple(map(median_low, durations))
 
 
 def describe_odd_timing(rows: Sequence[Row]) -> str | None:
     """Name the rows of a tracer whose frames are others than the usual; None if there are none.
 
-    Nobody starts the scanner to the second: a frame is the usual one if it starts at most half of
-    its duration earlier or later (design decision), and lasts as long, to a tenth.
+    Nobody starts the scanner to the second: a frame is the usual one if it starts at most a quarter
+    of its duration earlier or later (design decision), and lasts as long, to a tenth. No two rows
+    are then more than half a frame apart; with half of it each way they could be a whole one.
     """
     starts, durations = frame_timing(rows)
     odd = dict.fromkeys(
         f"sub-{row.subject}"
         for row in rows
         if any(
-            abs(start - usual) > lasts / 2 or abs(duration - lasts) > lasts / 10
+            abs(start - usual) > lasts / 4 or abs(duration - lasts) > lasts / 10
             for start, usual, duration, lasts in zip(
                 row.frame_start_s, starts, row.frame_duration_s, durations, strict=True
             )

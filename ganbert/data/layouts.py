@@ -5,7 +5,7 @@
     table   a CSV or TSV of paired paths                     data/layout_table.py
 
 To add a layout, write its class in a file of its own, add a row to `LAYOUTS`, and name it in
-`cli.Layout`.
+`Layout` of `ganbert/cli/options.py`.
 
 What is wrong with one pair is a `Refusal` in its place; what concerns more than one is an error.
 """

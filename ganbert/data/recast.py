@@ -111,8 +111,8 @@ def plan_recast(
         Naming the PET, if its frames or its unit cannot become what is asked for.
     """
     choice = choose_frames(pair.pet, options.frames, pair.frame_start_s, pair.frame_duration_s)
-    _check_activity(pair)
     weights = choice.weights
+    _check_activity(pair, weights)
     labels: tuple[int, ...] = ()
     mask: str | None = None
     if options.unit is not None:
@@ -133,11 +133,17 @@ def plan_recast(
     return replace(pair, recast=recast, reference_mask=mask)
 
 
-def _check_activity(pair: Pair) -> None:
-    """Refuse frames in which there can be no tracer: milliseconds, times of day and the like."""
+def _check_activity(pair: Pair, weights: Sequence[Sequence[float]]) -> None:
+    """Refuse frames in which there can be no tracer: milliseconds, times of day and the like.
+
+    A scan may begin before the injection, as long as those frames are not used. None ends as late
+    as that, used or not: the others are then in milliseconds, too.
+    """
     last = _MAX_HALF_LIVES * TRACERS[pair.tracer].half_life_s
-    for start, duration in zip(pair.frame_start_s, pair.frame_duration_s, strict=True):
-        if start + duration <= 0 or start + duration > last:
+    used = map(any, zip(*weights, strict=True))
+    frames = zip(pair.frame_start_s, pair.frame_duration_s, used, strict=True)
+    for start, duration, is_used in frames:
+        if (is_used and start + duration <= 0) or start + duration > last:
             raise DatasetError(
                 pair.pet,
                 expected=f"frames in the {last:g} s ({_MAX_HALF_LIVES} half-lives) after injection",

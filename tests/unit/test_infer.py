@@ -358,6 +358,56 @@ def test_sessions_and_a_filter_file_choose(bids: Path, tmp_path: Path) -> None:
     assert [s.path.name for s in find_scans(bids, filter_file=filters)] == ["sub-01_T1w.nii.gz"]
 
 
+@pytest.mark.parametrize("above", ["plain", "ses-9/sub-99_acq-top_run-7/func"])
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"session": "01"}, "A"),
+        ({"session": "9"}, ""),
+        ({"session": 9}, ""),
+        ({"session": None}, "C"),
+        ({"session": ["01", None]}, "AC"),
+        ({"session": ["Query.NONE", "*"]}, "ABC"),
+        ({"session": "Query.OPTIONAL"}, "ABC"),
+        ({"session": []}, "ABC"),
+        ({"subject": "01"}, "AB"),
+        ({"subject": ["99", "02"]}, "C"),
+        ({"acquisition": "*"}, "B"),
+        ({"acquisition": "Query.NONE"}, "AC"),
+        ({"acquisition": ["fast", "top"]}, "B"),
+        ({"run": 2}, "B"),
+        ({"run": "02"}, "B"),
+        ({"run": ["2", None]}, "ABC"),
+        ({"run": "two"}, ""),
+        ({"run": 7}, ""),
+        ({"datatype": "anat"}, "ABC"),
+        ({"datatype": "func"}, ""),
+        ({"suffix": "T2w"}, ""),
+        ({"extension": ".nii.gz"}, "ABC"),
+        ({"extension": "nii"}, ""),
+        ({"session": "*", "acquisition": None, "extension": ["nii.gz", "nii"]}, "A"),
+    ],
+)
+def test_a_filter_goes_by_what_stands_in_the_dataset(
+    asked: dict[str, Any], expected: str, above: str, tmp_path: Path
+) -> None:
+    names = {
+        "A": "sub-01_ses-01_T1w",
+        "B": "sub-01_ses-02_acq-fast_run-02_T1w",
+        "C": "sub-02_T1w",
+    }
+    study, filters = tmp_path / above / "study", tmp_path / "filter.json"
+    for name in names.values():
+        write_t1w(study, name)
+    filters.write_text(json.dumps({"t1w": asked}))
+    if not expected:
+        with pytest.raises(DatasetError, match="none that passes the filter"):
+            find_scans(study, filter_file=filters)
+        return
+    found = [scan.path.name for scan in find_scans(study, filter_file=filters)]
+    assert found == [f"{names[letter]}.nii.gz" for letter in expected]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -35,7 +35,7 @@ def test_frames_that_training_refuses_are_named_at_once(tmp_path: Path) -> None:
     grids = {"mri_grid": TINY_MRI_GRID, "pet_grid": TINY_PET_GRID}
     prepare(dataset, tmp_path / "out", jobs=1, console=console, **grids)
     (line,) = [line for line in said.getvalue().splitlines() if "other frames" in line]
-    expected = "FDG has other frames than 1810 to 2410 s, 2410 to 3010 s (the median) in sub-03: "
+    expected = "FDG has other frames than 1800 to 2400 s, 2400 to 3000 s (the median) in sub-03: "
     assert line.startswith(f"warning: {expected}training refuses them")
 
 

@@ -158,3 +158,21 @@ def test_frames_in_which_there_is_no_tracer_are_refused(
 def test_a_frame_may_begin_just_before_the_injection() -> None:
     pair = replace(DYNAMIC, frame_start_s=(-10.0, 60.0, 180.0))
     assert plan(RecastOptions(frames="first"), pair).frame_start_s == (-10, 60)
+
+
+def test_a_scan_may_begin_before_the_injection_if_that_frame_is_not_used() -> None:
+    times = {"frame_start_s": (-60.0, 0.0, 120.0), "frame_duration_s": (60.0, 120.0, 180.0)}
+    pair = replace(DYNAMIC, facts=DYNAMIC.facts | {"ImageDecayCorrected": False}, **times)
+    for unit in (None, "SUV"):
+        recast = plan(RecastOptions(frames="last", unit=unit), pair)
+        assert recast.frame_start_s == (0, 120)
+        assert [row[0] for row in recast.matrix] == [0, 0]
+        for rule in ("first", "halves"):
+            with pytest.raises(DatasetError, match="found one from -60 s to 0 s"):
+                plan(RecastOptions(frames=rule, unit=unit), pair)
+
+
+def test_a_late_frame_that_is_not_used_tells_milliseconds_all_the_same() -> None:
+    times = {"frame_start_s": (0.0, 6e4, 12e4), "frame_duration_s": (6e4, 6e4, 6e4)}
+    with pytest.raises(DatasetError, match="found one from 120000 s to 180000 s"):
+        plan(RecastOptions(frames="first"), replace(DYNAMIC, **times))

@@ -224,6 +224,30 @@ def test_a_scan_that_was_begun_a_minute_late_is_of_the_same_timing(tmp_path: Pat
     assert card["frame_duration_s"] == (300, 300)
 
 
+def test_two_sites_whose_frames_do_not_overlap_are_not_of_one_timing(tmp_path: Path) -> None:
+    long = {"frame_duration_s": (600.0, 600.0)}
+    sites = ({"frame_start_s": (start, start + 600.0), **long} for start in (3000.0, 3600.0))
+    rows = [row(f"{i}{j}", **site) for i, site in enumerate(sites) for j in range(10)]
+    data = write_index(tmp_path / "data", *rows)
+    # The median of an even number may be nobody's.
+    message = r"frames than 3000 to 3600 s, 3600 to 4200 s \(the median\) in sub-10, .* and 7 more"
+    with pytest.raises(DatasetError, match=message):
+        plan(data, recipe())
+
+
+@pytest.mark.parametrize(("start", "is_usual"), [(1875, True), (1725, True), (1880, False)])
+def test_a_frame_of_the_same_timing_starts_within_a_quarter_of_it(
+    start: float, is_usual: bool, tmp_path: Path
+) -> None:
+    shifted = row("03", frame_start_s=(start, start + 300.0))
+    data = write_index(tmp_path / "data", row("01"), row("02"), shifted)
+    if is_usual:
+        assert plan(data, recipe()).tracer == "FDG"
+    else:
+        with pytest.raises(DatasetError, match=r"other frames than .* in sub-03"):
+            plan(data, recipe())
+
+
 def test_no_training_rows_are_refused(tmp_path: Path) -> None:
     data = write_index(tmp_path / "data", row("01", split="test"))
     with pytest.raises(DatasetError, match="expected training rows, found none"):

@@ -8,9 +8,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from ganbert.strict import nearest_remedy
 
+# The client went before there was an answer: a code of the counts alone, which nobody reads.
+GONE = 499
 _LONGEST_QUOTE = 40
 _NO_PATH = "expected a path of this service, found another; /openapi.json lists them"
 # What the framework would say with a regular expression, for one.
@@ -25,6 +28,7 @@ def add_handlers(app: FastAPI) -> None:
     """Give every refusal of an application that form, those of the framework too."""
     app.exception_handler(RequestValidationError)(_refuse_parameter)
     app.exception_handler(HTTPException)(_refuse)
+    app.exception_handler(ClientDisconnect)(_let_go)
     app.exception_handler(Exception)(_own_up)
 
 
@@ -68,6 +72,10 @@ async def _refuse(request: Request, error: HTTPException) -> JSONResponse:
     elif error.status_code == 404 and text == "Not Found":
         text = _NO_PATH
     return JSONResponse({"detail": text}, error.status_code, error.headers)
+
+
+async def _let_go(_: Request, __: Exception) -> JSONResponse:
+    return JSONResponse({"detail": "the client has gone"}, GONE)
 
 
 async def _own_up(_: Request, __: Exception) -> JSONResponse:

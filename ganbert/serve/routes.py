@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 
 from ganbert import __version__, derivatives
@@ -289,6 +290,9 @@ async def _accept(service: Service, request: Request, passes: int, tracer: str |
             check_announcement(headers.get("content-type"), headers.get("content-length"), limits)
             t1w = await receive(request.stream(), place, limits)
             notes = await asyncio.to_thread(look_through, t1w, limits)
+            # Whoever cancels now has no id by which the job could be deleted.
+            if await request.is_disconnected():
+                raise ClientDisconnect
         except BaseException:
             remove_files(Job(place, place))
             raise

@@ -13,6 +13,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ganbert.serve.measures import Measures
+from ganbert.serve.problems import GONE
 
 _UPLOAD = ("POST", "/v1/jobs")
 _LINGER_SECONDS = 2.0
@@ -54,7 +55,7 @@ class Wire:
 
         def began_answer(code: int) -> None:
             is_upload = (scope["method"], getattr(scope.get("route"), "path", None)) == _UPLOAD
-            if is_upload and code >= 400:
+            if is_upload and code >= 400 and code != GONE:
                 self.measures.failed("internal" if code == 500 else "refused")
 
         request = _Request(receive, send, headers, began_answer, has_body=_has_body(scope))
@@ -89,7 +90,7 @@ class _Request:
     ) -> None:
         self._receive, self._send, self._headers = receive, send, headers
         self._began_answer = began_answer
-        self.received, self.sent, self.code = 0, 0, 499
+        self.received, self.sent, self.code = 0, 0, GONE
         self._is_read = not has_body
 
     async def receive(self) -> Message:

@@ -6,6 +6,7 @@ import socket
 import zipfile
 from collections.abc import Iterator
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -186,3 +187,35 @@ def test_a_body_in_chunks_is_counted(service: RunningService) -> None:
     good = service.ask("POST", "/v1/jobs", iter([PACKED]), OCTETS, encode_chunked=True)
     assert good.status == 202
     service.finish(good.json["id"])
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_an_image_whose_sender_goes_is_deleted_and_not_computed(
+    service: RunningService, share: float
+) -> None:
+    """Where all was sent it is being looked through, and nobody has an id to delete the job by."""
+    volume = np.random.default_rng(0).integers(0, 5, (220, 220, 220), np.int16)
+    body = gzip.compress(nib.Nifti1Image(volume, np.eye(4)).to_bytes(), 1)
+    head = "POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+
+    def counts() -> dict[str, str]:
+        lines = service.ask("GET", "/metrics").body.decode().splitlines()
+        names = ('ganbert_serve_requests_total{code="', "ganbert_serve_failures_total")
+        found = dict(line.split() for line in lines if line.startswith(names))
+        return {name: value for name, value in found.items() if "metrics" not in name}
+
+    def uploads_under_way() -> float:
+        return service.metric("ganbert_serve_queue_length")
+
+    before, files = counts(), service.files()
+    with socket.create_connection(("127.0.0.1", service.port), timeout=30) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
+        connection.sendall(body[: round(share * len(body))])
+        service.wait_until(uploads_under_way)
+    gone = 'ganbert_serve_requests_total{code="499",method="POST",route="/v1/jobs"}'
+    service.wait_until(lambda: counts().get(gone) != before.pop(gone, "0.0"), 20)
+    after = counts()
+    after.pop(gone)
+    assert after == before
+    assert service.files() == files
+    assert "Traceback" not in service.log.read_text()

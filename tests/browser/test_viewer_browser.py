@@ -244,6 +244,76 @@ def test_an_image_at_work_can_be_cancelled_and_another_is_not_lost_in_silence(
     assert not opened.complaints
 
 
+def test_an_image_that_is_cancelled_before_it_is_sent_is_not_sent(
+    browser: "playwright.Browser", service: RunningService
+) -> None:
+    opened = Page(browser, service, 1100)
+    page = opened.page
+    page.evaluate(
+        """() => {
+            const read = Blob.prototype.arrayBuffer;
+            Blob.prototype.arrayBuffer = async function () {
+                await new Promise((done) => { window.readOn = done; });
+                return read.call(this);
+            };
+        }"""
+    )
+    opened.upload(t1w(7))
+    page.click("#cancel")
+    page.evaluate("window.readOn()")
+    page.wait_for_selector("#work", state="hidden")
+    page.wait_for_selector("#intro:not([hidden])")
+    page.wait_for_timeout(500)
+    assert not [url for url in opened.requests if "/v1/jobs" in url]
+    assert page.is_hidden("#problem")
+    opened.context.close()
+
+
+def test_a_drop_while_the_result_is_fetched_leaves_the_view(
+    browser: "playwright.Browser", service: RunningService
+) -> None:
+    opened = Page(browser, service, 1100)
+    page = opened.page
+    held: list[playwright.Route] = []
+    page.route("**/pet.json", lambda route: held.append(route))
+    opened.upload(t1w(7))
+    opened.until(lambda: bool(held))
+    page.evaluate(
+        """() => {
+            const dataTransfer = new DataTransfer();
+            dataTransfer.items.add(new File(["x"], "T1w.nii"));
+            document.dispatchEvent(new DragEvent("drop", { dataTransfer }));
+        }"""
+    )
+    assert "One image at a time" in opened.text("#problem")
+    assert page.is_visible("#view")
+    assert page.is_visible("#controls")
+    held[0].continue_()
+    page.wait_for_selector("#save-sidecar[href]")
+    assert page.is_visible("#view")
+    assert not opened.complaints
+    opened.context.close()
+
+
+def test_two_images_before_the_model_is_known_are_one_at_a_time(
+    browser: "playwright.Browser", service: RunningService
+) -> None:
+    opened = Page(browser, service, 1100)
+    page = opened.page
+    held: list[playwright.Route] = []
+    page.route("**/v1/model", lambda route: held.append(route))
+    page.reload()
+    for seed in (7, 8):
+        opened.upload(t1w(seed))
+    opened.until(lambda: len(held) >= 2)  # the page's own, and that of the first image
+    assert "One image at a time" in opened.text("#problem")
+    for route in held:
+        route.continue_()
+    page.wait_for_selector("#save-sidecar[href]")
+    assert len([url for url in opened.requests if "/v1/jobs?" in url]) == 1
+    opened.context.close()
+
+
 def test_what_comes_to_nothing_has_no_sign(browser: "playwright.Browser") -> None:
     source = (STATIC.parent / "viewer" / "src" / "numbers.js").read_text().replace("export ", "")
     page = browser.new_page()

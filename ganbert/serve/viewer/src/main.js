@@ -53,12 +53,15 @@ async function run(file) {
     show("problem", true);
     return;
   }
+  work = new AbortController();
+  const { signal } = work;
   show("problem", false);
   show("notes", false);
   if (!model) await readModel();
-  if (!model) return;
-  work = new AbortController();
-  const { signal } = work;
+  if (!model) {
+    work = null;
+    return;
+  }
   show("work", true);
   show("intro", false);
   $("drop").inert = true;
@@ -285,7 +288,7 @@ for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
     event.preventDefault();
     $("drop").classList.toggle("over", kind === "dragenter" || kind === "dragover");
     if (kind !== "drop" || !event.dataTransfer.files.length) return;
-    if (!$("controls").hidden) startAgain();
+    if (!work && !$("controls").hidden) startAgain();
     run(event.dataTransfer.files[0]);
   });
 }

@@ -40,7 +40,8 @@ export const getFile = async (id, name) => (await ask(`v1/jobs/${id}/${name}`)).
 export const deleteJob = (id) => ask(`v1/jobs/${id}`, { method: "DELETE" });
 
 // fetch() does not say how much of an upload is sent; XMLHttpRequest does.
-export function upload(file, query, onProgress, signal) {
+export async function upload(file, query, onProgress, signal) {
+  signal.throwIfAborted(); // a listener would not hear of it any more
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     request.open("POST", `v1/jobs?${new URLSearchParams(query)}`);

@@ -278,9 +278,14 @@ class PrometheusSink:
         self._series["checkpoint_bytes"].set(num_bytes)
         self._series["checkpoint_seconds"].observe(seconds)
 
-    def wait_for_scrapes(self) -> None:
-        """Return when each Prometheus that has been reading has read what stands here now."""
-        self._scrapes.wait_for_all()
+    def wait_for_scrapes(self, stopped: Callable[[], bool], announce: Callable[[], None]) -> None:
+        """Return when each Prometheus that has been reading has read what stands here now.
+
+        Parameters
+        ----------
+        stopped, announce : as `Scrapes.wait_for_all` says
+        """
+        self._scrapes.wait_for_all(stopped, announce)
 
     def close(self) -> None:
         """Stop serving."""
@@ -331,7 +336,8 @@ The first rank of each node serves these on `metrics_port` of run.yaml, and `pro
 `python_info` beside them. A restart shows in `process_start_time_seconds` and
 `ganbert_first_step`; the counters begin at 0 again, as Prometheus expects. A run that has come to
 its end waits until each Prometheus that has been reading it has read that: half an interval of its
-scrapes on average, two if it has gone, 65 s at most, and not at all where none reads.
+scrapes on average, two if it has gone, 65 s at most, and not at all where none reads. SIGTERM or
+Ctrl-C ends that wait, and no more than that.
 
 The metrics of `ganbert serve` stand in [service.md](service.md), the alerts, and what the exporter
 costs a step, in [operations.md](operations.md).

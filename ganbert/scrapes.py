@@ -18,6 +18,7 @@ from typing import Any
 _SIGN = "HTTP_X_PROMETHEUS_SCRAPE_TIMEOUT_SECONDS"
 # Prometheus' own default interval is a minute, and many GPUs wait.
 LONGEST_SECONDS = 65.0
+_LOOK_SECONDS = 1.0
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
@@ -27,11 +28,14 @@ class Scrapes:
     Parameters
     ----------
     application : what serves the metrics
+    clock : seconds that never go back
     """
 
-    def __init__(self, application: Application) -> None:
-        self._application = application
-        # By address: moments (s, monotonic) at which its last scrapes began. Three, because two
+    def __init__(
+        self, application: Application, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._application, self._clock = application, clock
+        # By address: moments (s, of the clock) at which its last scrapes began. Three, because two
         # Prometheuses behind one address come soon after each other.
         self._readers: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=3))
         self._noted = threading.Condition()
@@ -40,7 +44,7 @@ class Scrapes:
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
         """Answer a request."""
-        began = time.monotonic()
+        began = self._clock()
         answer = self._application(environ, start_response)
         if _SIGN not in environ:
             return answer
@@ -51,25 +55,43 @@ class Scrapes:
             self._readers[address].append(began)
             self._noted.notify_all()
 
-    def wait_for_all(self) -> None:
+    def wait_for_all(
+        self,
+        stopped: Callable[[], bool] = lambda: False,
+        announce: Callable[[], None] = lambda: None,
+    ) -> None:
         """Return when all who have been reading have read what is served from now on.
 
-        Whoever has let two of its intervals pass is not waited for, and nobody for more than 65 s.
+        Parameters
+        ----------
+        stopped : asked each second whether to wait no longer
+        announce : called once before the wait, if there is somebody to wait for
         """
-        now = time.monotonic()
+        since = self._clock()
+        if stopped() or self.seconds_left(since) <= 0:
+            return
+        announce()
         with self._noted:
-            until = {
-                address: min(_gone_at(began), now + LONGEST_SECONDS)
-                for address, began in self._readers.items()
-            }
-            while True:
-                pending = [
-                    end for address, end in until.items() if self._readers[address][-1] < now
-                ]
-                left = max(pending, default=now) - time.monotonic()
-                if left <= 0:
-                    return
-                self._noted.wait(left)
+            while (left := self.seconds_left(since)) > 0 and not stopped():
+                self._noted.wait(min(left, _LOOK_SECONDS))
+
+    def seconds_left(self, since: float) -> float:
+        """Return for how long at most those are waited for who have not read since a moment.
+
+        Whoever has let two of its intervals pass is not waited for, and nobody for more than 65 s;
+        0 or less: nobody is waited for.
+
+        Parameters
+        ----------
+        since : moment (s, of the clock)
+        """
+        with self._noted:
+            pending = [
+                min(_gone_at(began), since + LONGEST_SECONDS)
+                for began in self._readers.values()
+                if began[-1] < since
+            ]
+        return max(pending, default=since) - self._clock()
 
 
 def _gone_at(began: Sequence[float]) -> float:

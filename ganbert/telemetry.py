@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from ganbert.atomic import output_error
 from ganbert.exporter import PrometheusSink
+from ganbert.scrapes import LONGEST_SECONDS
 from ganbert.step_stats import StepStats, losses_of
 
 _PLAIN_INTERVAL_SECONDS = 15.0
@@ -152,6 +153,7 @@ class Telemetry:
     num_ranks : of the whole run
     build : versions and names for `ganbert_build_info`
     sinks : more of them
+    stopped : whether the run was asked to stop, which ends the wait for Prometheus too
     """
 
     def __init__(
@@ -166,9 +168,10 @@ class Telemetry:
         num_ranks: int = 1,
         build: Mapping[str, str] | None = None,
         sinks: Sequence[Sink] = (),
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._sinks = list(sinks)
-        self._total, self._done = total, done
+        self._total, self._done, self._stopped = total, done, stopped
         if is_first:
             self._sinks.insert(0, JsonlSink(run / "log.jsonl"))
         self._prometheus = None if port is None else PrometheusSink(port, ranks)
@@ -214,9 +217,13 @@ class Telemetry:
             # Else Prometheus would take a run that has ended well for one that died before its end.
             # One that was stopped goes at once: who stops a node, waits.
             if self._prometheus is not None and error is None and self._done >= self._total:
-                self._prometheus.wait_for_scrapes()
+                self._prometheus.wait_for_scrapes(self._stopped, self._announce_wait)
         finally:
             self.close()
+
+    def _announce_wait(self) -> None:
+        most = f"{LONGEST_SECONDS:.0f} s at most"
+        self.say(f"waiting until Prometheus has read the end, {most}; Ctrl-C ends the wait")
 
     def close(self) -> None:
         """Close every sink; safe to call twice."""

@@ -300,6 +300,7 @@ def run_training(
                 num_ranks=world.size,
                 build=run.build_labels(world.describe_device()),
                 sinks=MonitorSink.open(*monitors) if first else (),
+                stopped=lambda: stop.received,
             )
         )
         alarm.on_failure(telemetry.close)

@@ -1,12 +1,13 @@
 """Two ranks under the real launcher: train, be interrupted, resume, end where all would have."""
 
+import contextlib
+import http.client
 import json
 import os
 import shutil
 import signal
 import subprocess
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,12 @@ def weights_of(run: Path) -> dict[str, Any]:
     return load_file(run / "export" / "generator.safetensors")
 
 
-def scrape(output_so_far: str) -> str:
+def scrape(output_so_far: str, **headers: str) -> str:
     port = output_so_far.rpartition("metrics on port ")[2].split()[0]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
-        return reply.read().decode()
+    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=10)
+    with contextlib.closing(connection):
+        connection.request("GET", "/metrics", headers=headers)
+        return connection.getresponse().read().decode()
 
 
 @pytest.mark.slow
@@ -193,3 +196,28 @@ def test_a_wrong_key_is_one_line_and_exit_code_2(
     assert "did you mean 'max_steps'?" in line
     assert "Traceback" not in output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_signal_ends_the_wait_for_prometheus_and_the_run_has_ended_well(
+    launch: Launch, prepared: Path, tmp_path: Path
+) -> None:
+    options = ("--config", RECIPE, "--data", prepared, "--output", tmp_path / "run")
+    process = launch(*options)
+    assert process.stdout is not None
+    output = ""
+    for line in process.stdout:
+        output += line
+        if "metrics on port" in line:
+            scrape(output, **{"X-Prometheus-Scrape-Timeout-Seconds": "10"})
+        if "waiting until Prometheus" in line:
+            break
+    assert "exported" in output
+    started = time.monotonic()
+    for rank in ranks_of(process).values():
+        rank.send_signal(signal.SIGTERM)
+    code, rest = finish(process)
+    assert code == 0, output + rest
+    assert time.monotonic() - started < 40, rest  # of 65
+    assert "Traceback" not in rest

@@ -3,13 +3,14 @@
 import http.client
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ganbert.exporter import PrometheusSink
+from ganbert.scrapes import LONGEST_SECONDS, Scrapes
 from ganbert.telemetry import Telemetry
 
 from .test_telemetry import STATS
@@ -17,12 +18,10 @@ from .test_telemetry import STATS
 PROMETHEUS = {"X-Prometheus-Scrape-Timeout-Seconds": "10", "User-Agent": "Prometheus/3.5.0"}
 
 
-def read(port: int, *, source: str = "127.0.0.1", **headers: str) -> str:
-    """Scrape as Prometheus does, or with other headers as somebody else."""
-    connection = http.client.HTTPConnection(
-        "127.0.0.1", port, timeout=10, source_address=(source, 0)
-    )
-    connection.request("GET", "/metrics", headers=headers or PROMETHEUS)
+def read(port: int) -> str:
+    """Scrape over HTTP as Prometheus does."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/metrics", headers=PROMETHEUS)
     answer = connection.getresponse()
     content = answer.read()
     assert len(content) == int(answer.headers["Content-Length"])
@@ -30,11 +29,84 @@ def read(port: int, *, source: str = "127.0.0.1", **headers: str) -> str:
     return content.decode()
 
 
-def waited(sink: PrometheusSink) -> float:
-    """Seconds that the end of a run takes."""
-    started = time.monotonic()
-    sink.wait_for_scrapes()
-    return time.monotonic() - started
+class Endpoint:
+    """Scrapes of a page, at moments that the test chooses."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.scrapes = Scrapes(lambda environ, start_response: [b"page"], lambda: self.now)
+
+    def scrape(self, *moments: float, address: str = "10.0.0.1", sign: bool = True) -> None:
+        for moment in moments:
+            self.now = moment
+            signs = {"HTTP_X_PROMETHEUS_SCRAPE_TIMEOUT_SECONDS": "10"} if sign else {}
+            environ = {"REMOTE_ADDR": address, **signs}
+            assert list(self.scrapes(environ, lambda *_: None)) == [b"page"]
+
+    def left(self, since: float, now: float | None = None) -> float:
+        self.now = since if now is None else now
+        return self.scrapes.seconds_left(since)
+
+
+@pytest.fixture
+def endpoint() -> Endpoint:
+    return Endpoint()
+
+
+def test_where_nobody_reads_nothing_is_waited_for(endpoint: Endpoint) -> None:
+    assert endpoint.left(1000) == 0
+
+
+def test_a_probe_or_a_browser_is_no_reader(endpoint: Endpoint) -> None:
+    endpoint.scrape(1000, 1010, sign=False)
+    assert endpoint.left(1011) == 0
+
+
+def test_a_reader_is_waited_for_until_it_has_read_the_end(endpoint: Endpoint) -> None:
+    endpoint.scrape(1000, 1015)
+    assert endpoint.left(1020) == 25  # two intervals after its last scrape
+    assert endpoint.left(1020, now=1029) == 16
+    endpoint.scrape(1030)
+    assert endpoint.left(1020, now=1030) <= 0
+
+
+def test_a_scrape_that_began_before_the_end_has_not_read_it(endpoint: Endpoint) -> None:
+    endpoint.scrape(1000, 1015)
+    endpoint.now = 1030
+    sign = {"HTTP_X_PROMETHEUS_SCRAPE_TIMEOUT_SECONDS": "10", "REMOTE_ADDR": "10.0.0.1"}
+    answer = endpoint.scrapes(sign, lambda *_: None)
+    assert endpoint.left(1031) > 0
+    list(answer)
+    assert endpoint.left(1031) > 0
+
+
+def test_a_reader_that_has_gone_is_not_waited_for(endpoint: Endpoint) -> None:
+    endpoint.scrape(1000, 1015)
+    assert endpoint.left(1044) == 1
+    assert endpoint.left(1046) <= 0
+
+
+def test_nobody_is_waited_for_for_ever(endpoint: Endpoint) -> None:
+    """One scrape alone does not say when the next one comes; nor does a slow reader hold us up."""
+    endpoint.scrape(1000)
+    assert endpoint.left(1010) == LONGEST_SECONDS
+    endpoint.scrape(1300)
+    assert endpoint.left(1310) == LONGEST_SECONDS
+
+
+def test_each_of_two_readers_is_waited_for(endpoint: Endpoint) -> None:
+    for moment in (1000, 1015):
+        endpoint.scrape(moment)
+        endpoint.scrape(moment, address="10.0.0.2")
+    endpoint.scrape(1030)
+    assert endpoint.left(1020, now=1031) == 14
+    endpoint.scrape(1032, address="10.0.0.2")
+    assert endpoint.left(1020, now=1032) <= 0
+
+
+def test_two_readers_behind_one_address_do_not_pass_for_a_quick_one(endpoint: Endpoint) -> None:
+    endpoint.scrape(1000, 1015, 1016)
+    assert endpoint.left(1017) == 29
 
 
 @pytest.fixture
@@ -44,100 +116,78 @@ def sink() -> Iterator[PrometheusSink]:
     made.close()
 
 
-def test_where_nobody_reads_nothing_is_waited_for(sink: PrometheusSink) -> None:
-    assert waited(sink) < 0.2
+def be_read(sink: PrometheusSink) -> None:
+    """Scrape once, and return when that is noted, which is a moment after it is sent."""
+    read(sink.port)
+    end = time.monotonic() + 30
+    while sink._scrapes.seconds_left(time.monotonic()) <= 0:
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
-def test_a_probe_or_a_browser_is_no_reader(sink: PrometheusSink) -> None:
-    for _ in range(2):
-        read(sink.port, Accept="*/*")
-        time.sleep(0.1)
-    assert waited(sink) < 0.2
+def waited(sink: PrometheusSink, stopped: Callable[[], bool] = lambda: False) -> tuple[float, int]:
+    """Seconds that the end of a run takes, and how often the wait was announced."""
+    announced: list[bool] = []
+    started = time.monotonic()
+    sink.wait_for_scrapes(stopped, lambda: announced.append(True))
+    return time.monotonic() - started, len(announced)
 
 
-def test_a_reader_is_waited_for_until_it_has_read_the_end(sink: PrometheusSink) -> None:
-    for _ in range(2):
-        read(sink.port)
-        time.sleep(0.7)
+def test_over_http_the_end_is_read(sink: PrometheusSink) -> None:
+    be_read(sink)
     seen: list[str] = []
     later = threading.Timer(0.4, lambda: seen.append(read(sink.port)))
     sink.write(replace(STATS, step=10), 4)
     later.start()
-    assert 0.35 < waited(sink) < 0.65  # two intervals would be 1.4
+    seconds, num_announced = waited(sink)
+    assert seconds < 30  # of 65
+    assert num_announced == 1
     later.join()
     assert "ganbert_step 10.0" in seen[0]
 
 
-def test_a_reader_that_has_gone_is_not_waited_for(sink: PrometheusSink) -> None:
-    for _ in range(2):
-        read(sink.port)
-        time.sleep(0.3)
-    time.sleep(0.6)
-    assert waited(sink) < 0.2
+def test_the_wait_ends_when_the_run_is_stopped(sink: PrometheusSink) -> None:
+    be_read(sink)
+    stopped = threading.Event()
+    later = threading.Timer(0.4, stopped.set)
+    later.start()
+    seconds, num_announced = waited(sink, stopped.is_set)
+    assert 0.3 < seconds < 30
+    assert num_announced == 1
+    assert waited(sink, stopped.is_set)[1] == 0
 
 
-def test_a_reader_that_goes_meanwhile_costs_two_of_its_intervals(sink: PrometheusSink) -> None:
-    read(sink.port)
-    time.sleep(0.5)
-    read(sink.port)
-    time.sleep(0.1)
-    assert 0.7 < waited(sink) < 1.2
+def test_a_wait_for_nobody_is_not_announced(sink: PrometheusSink) -> None:
+    assert waited(sink)[1] == 0
 
 
-def test_nobody_is_waited_for_for_ever(
-    sink: PrometheusSink, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One scrape alone does not say when the next one comes."""
-    monkeypatch.setattr("ganbert.scrapes.LONGEST_SECONDS", 0.5)
-    read(sink.port)
-    time.sleep(0.1)  # what is sent is noted a moment later
-    assert 0.3 < waited(sink) < 0.7
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the wait, which is left out, would have been over at once: once for each."""
+    asked: list[bool] = []
+
+    def wait(_: Scrapes, stopped: Callable[[], bool], announce: Callable[[], None]) -> None:
+        asked.append(stopped())
+        announce()
+
+    monkeypatch.setattr(Scrapes, "wait_for_all", wait)
+    return asked
 
 
-def test_each_of_two_readers_is_waited_for(sink: PrometheusSink) -> None:
-    for _ in range(2):
-        read(sink.port)
-        read(sink.port, source="127.0.0.2")
-        time.sleep(0.5)
-    first = threading.Timer(0.1, lambda: read(sink.port))
-    second = threading.Timer(0.4, lambda: read(sink.port, source="127.0.0.2"))
-    first.start()
-    second.start()
-    assert 0.35 < waited(sink) < 0.6
-    first.join()
-    second.join()
-
-
-def test_two_readers_behind_one_address_do_not_pass_for_a_quick_one(sink: PrometheusSink) -> None:
-    read(sink.port)
-    time.sleep(0.6)
-    for _ in range(2):
-        read(sink.port)
-    time.sleep(0.1)
-    assert waited(sink) > 0.8
-
-
-@pytest.mark.parametrize(("last_step", "waits"), [(10, True), (7, False)])
+@pytest.mark.parametrize("last_step", [10, 7])
 def test_only_a_run_that_has_come_to_its_end_waits(
-    last_step: int, waits: bool, tmp_path: Path
+    last_step: int, waits: list[bool], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Telemetry(tmp_path, is_first=False, port=0, total=10, done=0) as telemetry:
-        assert telemetry.port
-        for _ in range(2):
-            read(telemetry.port)
-            time.sleep(0.8)
+    options = {"is_first": True, "port": 0, "total": 10, "done": 0}
+    with Telemetry(tmp_path, **options, stopped=lambda: True) as telemetry:
         telemetry.write(replace(STATS, step=last_step), 4)
-        started = time.monotonic()
-    assert (time.monotonic() - started > 0.7) == waits
+    assert waits == ([True] if last_step == 10 else [])
+    said = "waiting until Prometheus has read the end, 65 s at most" in capsys.readouterr().out
+    assert said == (last_step == 10)
 
 
-def test_a_run_that_fails_at_its_last_step_does_not_wait(tmp_path: Path) -> None:
+def test_a_run_that_fails_at_its_last_step_does_not_wait(waits: list[bool], tmp_path: Path) -> None:
     telemetry = Telemetry(tmp_path, is_first=False, port=0, total=10, done=0)
-    assert telemetry.port
-    for _ in range(2):
-        read(telemetry.port)
-        time.sleep(0.8)
     telemetry.write(replace(STATS, step=10), 4)
-    started = time.monotonic()
     telemetry.__exit__(OSError, OSError("full"), None)
-    assert time.monotonic() - started < 0.7  # to close the endpoint takes up to half a second
+    assert not waits

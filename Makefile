@@ -161,8 +161,7 @@ $(VIEWER): $(wildcard ganbert/serve/viewer/* ganbert/serve/viewer/src/*) ganbert
 .PHONY: test test-quick lint format doctor clean
 test: $(INSTALLED) kubernetes-tools ## every test, the slow ones too
 	@echo "== running the tests in $(VENV)"
-# One worker more than cores: the slow ones wait half of their time, for processes and deadlines.
-	@python -m pytest -m "slow or not slow" --numprocesses=$$(($$(nproc) + 1)) --durations=25 --durations-min=5 $(PYTEST_ARGS)
+	@python -m pytest -m "slow or not slow" --durations=25 --durations-min=5 $(PYTEST_ARGS)
 
 test-quick: $(INSTALLED) ## the tests without the slow ones
 	@python -m pytest $(PYTEST_ARGS)

@@ -37,8 +37,9 @@ ranks = [
 sys.exit(max(rank.wait() for rank in ranks))
 """
 PARENT = """
-import sys
+import signal, sys
 from ganbert.launch import supervise
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and stays so
 sys.exit(supervise(sys.argv[2:], grace_seconds=float(sys.argv[1])))
 """
 Start = Callable[..., "subprocess.Popen[str]"]

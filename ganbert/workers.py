@@ -7,12 +7,11 @@ pipe of a log open for the five minutes after which an idle one ends.
 
 import contextlib
 import os
-import threading
-import time
+from functools import partial
 
 import joblib
 
-_LOOK_S = 0.2
+from ganbert.supervisor import when_ended
 
 
 def own_workers() -> contextlib.AbstractContextManager[object]:
@@ -32,11 +31,4 @@ def end_with(parent: int) -> None:
     # A single job needs no other process, and joblib may do it here.
     if os.getpid() == parent:
         return
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-
-
-def _watch(parent: int) -> None:
-    # Whose parent has ended gets another one.
-    while os.getppid() == parent:
-        time.sleep(_LOOK_S)
-    os._exit(1)
+    when_ended(parent, partial(os._exit, 1))

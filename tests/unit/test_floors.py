@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "ganbert"
 # From the ground up: each floor sees those before it, and nothing of its own.
 FLOORS = (
     {"errors"},
-    {"cores", "strict", "workers"},
+    {"cores", "strict"},
     {
         "atomic",
         "bids_options",
@@ -32,7 +32,7 @@ FLOORS = (
         "tracers",
         "weights_only",
     },
-    {"exporter", "folder_lock", "monitor", "recipe", "train_options"},
+    {"exporter", "folder_lock", "monitor", "recipe", "train_options", "workers"},
     {"data", "models", "engine_keys"},  # two columns that never see each other
     {
         "agreement",

@@ -1,5 +1,6 @@
 """The scripts in the manifests: shellcheck, and what each does when all is well, and when not."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import pytest
 from ganbert.data.phantom import make_cohort
 from ganbert.errors import EXIT_USER_ERROR
 from ganbert.exporter import PrometheusSink
+from ganbert.folder_lock import LOCK_NAME
 from ganbert.step_stats import StepStats
 
 from .manifests import KUBERNETES, TARGETS, find, render
@@ -80,11 +82,17 @@ def test_no_command_hides_a_script_from_shellcheck() -> None:
 
 # ---- alive.py ----------------------------------------------------------------------------------
 class Probe:
-    """The liveness probe beside a real endpoint, with seconds for minutes."""
+    """The liveness probe beside a real endpoint; time goes by in what it remembers alone."""
 
     def __init__(self, folder: Path, port: int) -> None:
+        self._state = folder / "alive"
         self._words = [sys.executable, SCRIPTS / "alive.py", f"--port={port}"]
-        self._words += [f"--state={folder / 'alive'}"]
+        self._words += [f"--state={self._state}"]
+
+    def wait(self, seconds: float) -> None:
+        state = json.loads(self._state.read_text())
+        state["changed"] -= seconds
+        self._state.write_text(json.dumps(state))
 
     def passes(self, *options: str) -> bool:
         done = subprocess.run(
@@ -107,16 +115,16 @@ def test_a_hang_is_told_from_a_slow_step(tmp_path: Path) -> None:
     probe = Probe(tmp_path, sink.port)
     try:
         sink.write(stats(1, 0.01), 1)
-        assert probe.passes("--floor=1")
-        time.sleep(1.5)
+        assert probe.passes()
+        probe.wait(1500)
         sink.write(stats(2, 0.01), 1)
-        assert probe.passes("--floor=1"), "there was a step"
-        time.sleep(1.5)
-        assert not probe.passes("--floor=1"), "steps of 10 ms, and none for 1.5 s: it hangs"
-        sink.write(stats(3, 30.0), 1)
-        assert probe.passes("--floor=1")
-        time.sleep(1.5)
-        assert probe.passes("--floor=1"), "a step takes seconds: it is only slow"
+        assert probe.passes(), "there was a step"
+        probe.wait(1500)
+        assert not probe.passes(), "steps of 10 ms, and none for 25 minutes: it hangs"
+        sink.write(stats(3, 300.0), 1)
+        assert probe.passes()
+        probe.wait(1500)
+        assert probe.passes(), "a step takes minutes: it is only slow"
     finally:
         sink.close()
 
@@ -126,12 +134,12 @@ def test_a_checkpoint_is_a_sign_of_life_and_may_take_its_time(tmp_path: Path) ->
     probe = Probe(tmp_path, sink.port)
     try:
         sink.write(stats(1, 0.01), 1)
-        assert probe.passes("--floor=1")
-        time.sleep(1.5)
-        sink.saved(1, 20.0, 1000)
-        assert probe.passes("--floor=1")
-        time.sleep(1.5)
-        assert probe.passes("--floor=1"), "checkpoints take 20 s here"
+        assert probe.passes()
+        probe.wait(1500)
+        sink.saved(1, 400.0, 1000)
+        assert probe.passes()
+        probe.wait(1500)
+        assert probe.passes(), "checkpoints take minutes here"
     finally:
         sink.close()
 
@@ -140,18 +148,18 @@ def test_an_endpoint_that_went_silent_is_a_hang(tmp_path: Path) -> None:
     sink = PrometheusSink(0)
     probe = Probe(tmp_path, sink.port)
     sink.write(stats(1, 0.01), 1)
-    assert probe.passes("--floor=1")
+    assert probe.passes()
     sink.close()
-    assert probe.passes("--floor=1"), "it may be leaving"
-    time.sleep(1.5)
-    assert not probe.passes("--floor=1")
+    assert probe.passes(), "it may be leaving"
+    probe.wait(1500)
+    assert not probe.passes()
 
 
 def test_a_start_has_its_own_patience(tmp_path: Path) -> None:
     probe = Probe(tmp_path, 1)  # nobody answers there
-    assert probe.passes("--start=1")
-    time.sleep(1.5)
-    assert not probe.passes("--start=1")
+    assert probe.passes("--start=1000")
+    probe.wait(1500)
+    assert not probe.passes("--start=1000")
 
 
 # ---- rdma.sh -----------------------------------------------------------------------------------
@@ -286,18 +294,23 @@ def test_the_phantom_is_made_by_as_many_processes_as_it_has_cpus(tmp_path: Path)
         assert words[words.index("--jobs") + 1] == phantom["resources"]["requests"]["cpu"]
 
 
-def test_a_prepare_that_is_stopped_stops(bids: Path, tmp_path: Path) -> None:
+def test_a_prepare_that_is_stopped_stops(tmp_path: Path) -> None:
     """As process 1 bash would hear no SIGTERM, and `prepare` would be killed after the grace."""
+    bids = tmp_path / "bids"  # so large that it is not done before it hears of it
+    make_cohort(bids, num_subjects=40, tracer="AV45", seed=2, size="tiny", jobs=2)
     script = KUBERNETES / "overlays/prepare/prepare.sh"
     words = ["bash", script, bids, tmp_path / "prepared", "--size=tiny", "--jobs=1"]
     started = subprocess.Popen(
         list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}, start_new_session=True,
     )  # fmt: skip
-    time.sleep(1.0)
+    end = time.monotonic() + 60
+    while not (tmp_path / "prepared" / LOCK_NAME).exists():
+        assert time.monotonic() < end
+        time.sleep(0.005)
     started.send_signal(signal.SIGTERM)
     started.communicate(timeout=60)
-    assert started.returncode not in (0, EXIT_USER_ERROR)
+    assert started.returncode == STOPPED_BEFORE_SAVING
     with pytest.raises(ProcessLookupError):
         os.killpg(started.pid, 0)  # nothing is left of its session
 

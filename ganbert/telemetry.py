@@ -39,6 +39,9 @@ class JsonlSink:
         try:
             self._stream.write(json.dumps(asdict(stats)) + "\n")
         except OSError as error:
+            # Or closing it at the end tries once more to write this line, and hides the reason.
+            with contextlib.suppress(OSError):
+                self._stream.close()
             raise output_error(Path(self._stream.name), error) from error
 
     def close(self) -> None:

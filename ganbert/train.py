@@ -308,6 +308,8 @@ def run_training(
         wanted = run.recipe.run.log_samples
         samples = opened.enter_context(SampleLog(run.output, world.rank, wanted=wanted))
         origin = f"from step {state.step}" if run.resume_from else "from the start"
+        if state.step >= max_steps:
+            origin += ", where it ends: give more --max-steps to train further"
         ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"
         telemetry.say(f"{ranks} on {world.device.type}, {origin}")
         for remark in run.remarks():

@@ -130,6 +130,27 @@ def test_metrics_are_served_while_training_and_report_this_run(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_sigterm_to_the_bare_launcher_saves_and_leaves_no_rank_behind(
+    launch: Launch, prepared: Path, tmp_path: Path
+) -> None:
+    """It dies at once and tells nobody: the ranks see it."""
+    run = tmp_path / "run"
+    options = ("--config", RECIPE, "--data", prepared, "--output", run)
+    process = launch(*options, "--max-steps", 100000)
+    wait_for_step(run, 2, process)
+    ranks = ranks_of(process)
+    process.terminate()
+    code, output = finish(process)
+    assert code == -signal.SIGTERM
+    assert "interrupted at step" in output
+    assert not psutil.wait_procs(ranks.values(), timeout=60)[1]
+    (checkpoint,) = list_checkpoints(run)
+    assert find_damage(checkpoint) is None
+    assert json.loads((checkpoint / "state.json").read_text())["step"] == read_log(run)[-1]["step"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_file_that_breaks_while_training_is_named_on_each_rank_and_ends_the_job(
     launch: Launch, prepared: Path, tmp_path: Path
 ) -> None:

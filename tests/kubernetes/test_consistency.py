@@ -76,7 +76,7 @@ def test_names_of_pods_are_those_in_the_hostfile(target: str) -> None:
         assert service["spec"]["publishNotReadyAddresses"] is True
         assert service["spec"]["selector"].items() <= pod.labels.items()
     else:  # <jobset>-<replicated job>-<replica>-<index>.<jobset>
-        owner = find(documents, "TrainJob" if kind == "ClusterTrainingRuntime" else kind)
+        owner = find(documents, "TrainJob" if kind == "TrainingRuntime" else kind)
         template = find(documents, kind)["spec"]
         template = template.get("template", {}).get("spec", template)
         assert template["network"]["publishNotReadyAddresses"] is True
@@ -89,8 +89,9 @@ def test_names_of_pods_are_those_in_the_hostfile(target: str) -> None:
 
 def test_trainjob_and_its_runtime_agree() -> None:
     documents = render("overlays/trainer-v2")
-    job, runtime = find(documents, "TrainJob"), find(documents, "ClusterTrainingRuntime")
-    assert job["spec"]["runtimeRef"]["name"] == runtime["metadata"]["name"]
+    job, runtime = find(documents, "TrainJob"), find(documents, "TrainingRuntime")
+    reference = job["spec"]["runtimeRef"]
+    assert (reference["kind"], reference["name"]) == (runtime["kind"], runtime["metadata"]["name"])
     assert job["spec"]["trainer"]["numNodes"] == runtime["spec"]["mlPolicy"]["numNodes"] == 8
     (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
     step = "trainer.kubeflow.org/trainjob-ancestor-step"

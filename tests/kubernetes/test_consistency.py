@@ -283,8 +283,8 @@ def test_mpijob_hands_the_workers_environment_on() -> None:
     """pdsh drops what DeepSpeed does not know; the file brings what a worker's container sets."""
     documents = render("overlays/mpijob")
     worker, launcher = sorted(pods(documents), key=lambda pod: pod.labels[COMPONENT], reverse=True)
-    # Two are in the arguments of the Job's command, one is for the entrypoint, which ssh goes past.
-    not_for_ranks = {"GANBERT_NODES", "GANBERT_MASTER", "GANBERT_UMASK"}
+    # They are in the arguments of the Job's command.
+    not_for_ranks = {"GANBERT_NODES", "GANBERT_MASTER"}
     wanted = environment(worker.container("train"))
     wanted = {name: value for name, value in wanted.items() if name not in not_for_ranks}
     assert handed_on(documents) == wanted

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ganbert.atomic import output_error
+from ganbert.atomic import output_error, take_umask
 from ganbert.checkpoint_files import is_new
 from ganbert.cores import ranks_here
 from ganbert.data.index import (
@@ -70,7 +70,7 @@ def check_not_held(output: Path) -> None:
 
 
 def refuse_early(arguments: Sequence[str]) -> None:
-    """Leave with one line and code 2 if the command line of train.py cannot work.
+    """Leave with one line and code 2 if the command line of train.py cannot work; take the umask.
 
     The first rank of a node says it; the others say it only if that rank saw it otherwise. Ranks
     of other nodes, which may see another disk, hear of it in the meeting.
@@ -90,6 +90,7 @@ def refuse_early(arguments: Sequence[str]) -> None:
     try:
         with words, hidden:  # what argparse says
             options = parse_options(arguments)
+        take_umask()  # sshd, which starts the ranks of other nodes, has one of its own
         check_options(options)
         if os.environ.get("RANK", "0") == "0":
             check_not_held(options.output)

@@ -322,6 +322,9 @@ def run_training(
         elif first:
             weights = engines.generator.module.state_dict()
             telemetry.say(f"exported {export_generator(run.output, weights, run.card(state.step))}")
+        if finished:
+            barrier()  # at its end is a run on all nodes or on none: an export may fail
+            telemetry.finished()
     barrier()
     return finished
 

@@ -30,7 +30,7 @@ if __name__ == "__main__":
     # Before torch, DeepSpeed and DALI, whose imports take seconds.
     from ganbert.preflight import refuse_early
 
-    refuse_early(sys.argv[1:])
+    checked = refuse_early(sys.argv[1:])
 
 import contextlib
 import functools
@@ -64,6 +64,7 @@ from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
 from ganbert.monitor import MonitorSink
 from ganbert.planning import plan
+from ganbert.preflight import Checked, check_options
 from ganbert.ranks import StopRequest, barrier, mean_over_ranks, require_same
 from ganbert.runs import (
     Run,
@@ -329,13 +330,18 @@ def run_training(
     return finished
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point of every rank."""
+def main(checked: Checked | None = None) -> None:
+    """Entry point of every rank.
+
+    Parameters
+    ----------
+    checked : the command line, where `refuse_early` has seen it
+    """
     gc.freeze()  # what is imported stays
     gc.enable()
     # Most mistakes are found by all ranks: one a node says so.
     with one_line_errors(quiet=os.environ.get("LOCAL_RANK", "0") != "0"), Meeting():
-        run, state = plan(parse_options(sys.argv[1:] if arguments is None else arguments))
+        run, state = plan(checked or check_options(parse_options(sys.argv[1:])))
         find_device()
     stop = StopRequest()
     stop.install()
@@ -354,4 +360,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(checked)

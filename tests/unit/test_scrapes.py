@@ -125,36 +125,43 @@ def be_read(sink: PrometheusSink) -> None:
         time.sleep(0.01)
 
 
-def waited(sink: PrometheusSink, stopped: Callable[[], bool] = lambda: False) -> tuple[float, int]:
+def waited(
+    sink: PrometheusSink,
+    stopped: Callable[[], bool] = lambda: False,
+    announce: Callable[[], None] = lambda: None,
+) -> tuple[float, int]:
     """Seconds that the end of a run takes, and how often the wait was announced."""
     announced: list[bool] = []
+
+    def count() -> None:
+        announced.append(True)
+        announce()
+
     started = time.monotonic()
-    sink.wait_for_scrapes(stopped, lambda: announced.append(True))
+    sink.wait_for_scrapes(stopped, count)
     return time.monotonic() - started, len(announced)
 
 
 def test_over_http_the_end_is_read(sink: PrometheusSink) -> None:
     be_read(sink)
     seen: list[str] = []
-    later = threading.Timer(0.4, lambda: seen.append(read(sink.port)))
+    reader = threading.Thread(target=lambda: seen.append(read(sink.port)))
     sink.finished()
-    later.start()
-    seconds, num_announced = waited(sink)
-    assert seconds < 30  # of 65
+    seconds, num_announced = waited(sink, announce=reader.start)
+    assert seconds < 50  # of 65
     assert num_announced == 1
-    later.join()
+    reader.join()
     assert "ganbert_finished 1.0" in seen[0]
 
 
 def test_the_wait_ends_when_the_run_is_stopped(sink: PrometheusSink) -> None:
     be_read(sink)
-    stopped = threading.Event()
-    later = threading.Timer(0.4, stopped.set)
-    later.start()
-    seconds, num_announced = waited(sink, stopped.is_set)
-    assert 0.3 < seconds < 30
+    answers = iter([False, False, True, True])  # StopIteration, were it asked on
+    seconds, num_announced = waited(sink, lambda: next(answers))
+    assert seconds < 50
     assert num_announced == 1
-    assert waited(sink, stopped.is_set)[1] == 0
+    assert list(answers) == [True], "it was waited for until the run was stopped"
+    assert waited(sink, lambda: True)[1] == 0
 
 
 def test_a_wait_for_nobody_is_not_announced(sink: PrometheusSink) -> None:

@@ -124,7 +124,7 @@ METRICS = (
         "gauge",
         "2-norm of a network's gradients before clipping",
         ("network",),
-        only_on="engines that compute it (gradient_clipping above 0, fp16 or ZeRO)",
+        only_on="engines in which DeepSpeed keeps it: fp16, bf16 or ZeRO",
     ),
     Metric("loss_scale", "gauge", "Dynamic loss scale", ("network",), only_on="recipes with fp16"),
     Metric(

@@ -20,7 +20,7 @@ pytestmark = [
 ]
 # Steps take a tenth of it: a scrape alone would hardly meet the last one.
 SCRAPE_SECONDS = 5
-STEPS = 100
+STEPS = 40
 
 
 def gone(server: Prometheus, run: str) -> list[object]:
@@ -29,11 +29,22 @@ def gone(server: Prometheus, run: str) -> list[object]:
     return list(server.query(f"max_over_time({alert}[5m])"))
 
 
-def kill_a_rank(launched: Popen[bytes]) -> None:
-    """As the kernel does when there is no memory."""
+def rank_of(launched: Popen[bytes], rank: int) -> psutil.Process:
+    """The process of a rank."""
     parts = psutil.Process(launched.pid).children(recursive=True)
-    rank = next(one for one in parts if any("--local_rank" in word for word in one.cmdline()))
-    rank.kill()
+    return next(one for one in parts if f"--local_rank={rank}" in one.cmdline())
+
+
+def hold(folder: Path, launched: Popen[bytes]) -> psutil.Process:
+    """Stop the second rank after a step: the first one waits for it, and serves its metrics."""
+    log, end = folder / "run" / "log.jsonl", time.monotonic() + 200
+    while not log.exists() or not log.read_text():
+        assert time.monotonic() < end
+        assert launched.poll() is None, (folder / "train.log").read_text()
+        time.sleep(0.02)
+    second = rank_of(launched, 1)
+    second.suspend()
+    return second
 
 
 def test_the_end_is_told_from_a_death(tmp_path: Path) -> None:
@@ -46,14 +57,16 @@ def test_the_end_is_told_from_a_death(tmp_path: Path) -> None:
     ) as server:
         runs = {
             run: start(
-                tmp_path / run, prepared, port, ranks=1,
+                tmp_path / run, prepared, port, ranks=2 if run == "ended" else 1,
                 max_steps=STEPS if run == "ended" else 100000, **settings,
             )
             for run, port in ports.items()
         }  # fmt: skip
+        held = hold(tmp_path / "ended", runs["ended"])  # or it may be over before it is read
         for run in runs:
             server.wait_for(f'ganbert_step{{run="{run}"}} > 0', 200)
-        kill_a_rank(runs["killed"])
+        held.resume()
+        rank_of(runs["killed"], 0).kill()  # as the kernel does when there is no memory
         runs["stopped"].terminate()
         codes = {run: process.wait(200) for run, process in runs.items()}
         assert codes == {"ended": 0, "killed": 137, "stopped": 75}

@@ -21,9 +21,8 @@ def test_upload_overlay_and_controls(
     page.wait_for_selector("#controls:not([hidden])")
     opened.until(lambda: any(letter.isdigit() for letter in opened.text("#pet-value")))
     opened.until(lambda: page.get_attribute("#save-sidecar", "href") is not None)
-    page.wait_for_timeout(500)
+    opened.until(lambda: opened.colours() > 2000)
     drawn = opened.colours()
-    assert drawn > 2000
     assert "SUVR" in opened.text("#values")
 
     first = opened.text("#pet-value")
@@ -47,12 +46,10 @@ def test_upload_overlay_and_controls(
 
     # No opacity, no overlay; another layout still draws it.
     page.fill("#opacity", "0")
-    page.wait_for_timeout(500)
-    assert opened.colours() < 0.1 * drawn
+    opened.until(lambda: opened.colours() < 0.1 * drawn)
     page.fill("#opacity", "1")
     page.select_option("#layout", "Planes, 3D")
-    page.wait_for_timeout(1500)
-    assert opened.colours() > 2000
+    opened.until(lambda: opened.colours() > 2000)
 
     with page.expect_download() as download:
         page.click("#save-pet")

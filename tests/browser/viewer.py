@@ -46,7 +46,7 @@ class Page:
 
     def until(self, is_true: Callable[[], bool]) -> None:
         """Wait; the page's policy forbids Playwright's own way, which evaluates a text."""
-        end = time.monotonic() + 30
+        end = time.monotonic() + 90
         while not is_true():
             assert time.monotonic() < end, self.text("body")
             self.page.wait_for_timeout(100)

@@ -82,6 +82,7 @@ def test_sigterm_finishes_what_was_taken(tiny_export: Path, tmp_path: Path) -> N
         worker = stopped(running)
         jobs = [running.upload(t1w(seed)).json for seed in (1, 2, 3)]
         running.process.send_signal(signal.SIGTERM)
+        worker.terminate()  # systemd tells all processes of a service
         running.wait_until(lambda: running.ask("GET", "/readyz").status == 503)
         refused = running.upload(t1w(4))
         assert refused.status == 503

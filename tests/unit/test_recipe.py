@@ -93,6 +93,9 @@ def test_a_key_that_stands_twice_is_one_line(tmp_path: Path, base: Path) -> None
         with pytest.raises(ConfigError, match=found) as caught:
             read_contents(base)
         assert len(str(caught.value).splitlines()) == 1
+    run.write_text("? [a, b]\n: 1\n")  # a list is no key at all
+    with pytest.raises(ConfigError, match=r"run.yaml: expected YAML, .* unhashable key"):
+        read_contents(base)
     run.write_text(right)
     engine.write_text('{"a": {"b": 1, "c": 2, "b": 1}}')
     with pytest.raises(ConfigError, match=r"generator.json: .* the key 'b' twice in one object"):

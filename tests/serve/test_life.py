@@ -92,6 +92,7 @@ def test_sigterm_finishes_what_was_taken(tiny_export: Path, tmp_path: Path) -> N
         worker.resume()
         for job in jobs:
             assert running.finish(job["id"])["state"] == "done"
+            assert running.metric("ganbert_serve_worker_starts_total") == 1
             for name in ("pet", "sidecar"):
                 assert running.ask("GET", job["links"][name]).status == 200
         # All are fetched: it need not wait for anybody.

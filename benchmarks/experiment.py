@@ -45,10 +45,16 @@ _KEYS = ("tracer", "regime", "name", "seed", "recipe", "split", "reference", "su
 _SCORES, _OPTIONS, _ORIGINS = "scores.tsv", "options.json", "origins.tsv"
 _ORIGIN_KEYS = ("tracer", "regime", "name", "seed", "commit", "versions", "device", "cpu")
 _OF_THE_CELL = ("seed", "intensity_ratio")  # settings that are no part of the method
-# Last bits that are alike on any CPU with AVX2. Left alone, oneDNN takes what the CPU has, and each
-# set of instructions and number of threads adds in another order: after 300 steps that is up to
-# 0.6 dB of a subject (docs/results.md, "The same numbers again").
-ARITHMETIC = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
+# Last bits that are alike on any Intel CPU with AVX2. Left alone, oneDNN and MKL take what the CPU
+# has, and each set of instructions and number of threads adds in another order: after 300 steps
+# that is up to 0.6 dB of a subject (docs/results.md, "The same numbers again"). On another maker's
+# CPU MKL takes no orders but COMPATIBLE, at 1.6 times the seconds of a step with a BERT.
+ARITHMETIC = {
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_CBWR": "AVX2",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 @dataclass(frozen=True)

@@ -249,6 +249,7 @@ def _cpu_arithmetic() -> dict[str, object]:
     return {
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA"),
+        "mkl_cbwr": os.environ.get("MKL_CBWR"),
         "threads": torch.get_num_threads(),
     }
 

@@ -270,10 +270,12 @@ def test_description_says_what_the_last_bits_depend_on(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     cpu = describe_run(plan(data, recipe()), world_size=1, device="CPU")["cpu"]
     assert cpu == {
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "onednn_max_cpu_isa": "AVX2",
+        "mkl_cbwr": "COMPATIBLE",
         "threads": torch.get_num_threads(),
     }
 

@@ -6,9 +6,9 @@
 Drives the commands that a user has (`ganbert phantom`, `prepare`, `train`, `evaluate`), several
 cells (regime, method, seed) at a time. What is finished is kept in WORK/scores.tsv, and training
 goes on from its last checkpoint, so it may be stopped (Ctrl-C, SIGTERM) and started again with the
-same cohort and steps; with scores.tsv and options.json of benchmarks/results/table1 copied to WORK
-it goes on from the published figures. The table goes to WORK/table1-TRACER-REFERENCE.md and to the
-terminal.
+same cohort and steps; with benchmarks/results/table1 copied to WORK it shows the published figures,
+and goes on from them if a training of now would be like them (origins.py). The table goes to
+WORK/table1-TRACER-REFERENCE.md and to the terminal.
 
 Two regimes (intensity_ratio): `paper`, in which the normalised PET reaches 9 and fills the
 vocabulary, and `suvr`, in which it reaches 2. Figures are over the head of the held-out test
@@ -35,6 +35,7 @@ from experiment import (
     read_scores,
 )
 from interruption import interruptible
+from origins import described
 
 METHODS = {
     "l1": "L1 alone",
@@ -103,7 +104,7 @@ def main() -> None:
         for regime in chosen.regimes
         for method in chosen.methods
     ]
-    make_cells(cells, work, options, Commands(), chosen.jobs)
+    make_cells(cells, work, options, Commands(), chosen.jobs, mix_origins=chosen.mix_origins)
     scores = read_scores(work)
     subjects = {s["subject"] for s in scores if s["tracer"] == chosen.tracer}
     lines = [
@@ -114,7 +115,7 @@ def main() -> None:
     for regime in chosen.regimes:
         where = {"tracer": chosen.tracer, "regime": regime, "reference": chosen.reference}
         lines += format_table(scores, chosen.methods, chosen.seeds, where)
-    text = "\n".join(lines)
+    text = "\n".join([*lines, *described(work, [cell.key for cell in cells]), ""])
     (work / f"table1-{chosen.tracer}-{chosen.reference}.md").write_text(text)
     sys.stdout.write(text)
 

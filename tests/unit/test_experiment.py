@@ -21,6 +21,7 @@ from ganbert.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {"subjects": 4, "cohort_seed": 1, "size": "tiny", "max_steps": 1, "split": "test"}
+COMMANDS = SimpleNamespace(environment={})
 
 
 @pytest.fixture
@@ -33,6 +34,8 @@ def experiment(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(sys.modules, "experiment", module)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "prepare_cohort", lambda *_: None)
+    monkeypatch.setattr(module.origins, "check_origins", lambda *_: None)
+    monkeypatch.setattr(module.origins, "of_now", lambda _: {})
     return module
 
 
@@ -72,11 +75,11 @@ def test_what_is_done_is_kept_when_another_cell_fails(
     monkeypatch.setattr(experiment, "_make", make)
     cells = [experiment.Cell("AV45", "paper", name, 1, "l1") for name in "abcdef"]
     with pytest.raises(SystemExit):
-        experiment.make_cells(cells, tmp_path, OPTIONS, None, 1)
+        experiment.make_cells(cells, tmp_path, OPTIONS, COMMANDS, 1)
     assert {line["name"] for line in experiment.read_scores(tmp_path)} == set(made) - {"c"}
     assert {"a", "b"} <= set(made)
     monkeypatch.setattr(experiment, "_make", lambda cell, *_: made_of(experiment, cell))
-    experiment.make_cells(cells, tmp_path, OPTIONS, None, 2)
+    experiment.make_cells(cells, tmp_path, OPTIONS, COMMANDS, 2)
     done = [line["name"] for line in experiment.read_scores(tmp_path)]
     assert sorted(done) == list("abcdef")
 
@@ -87,10 +90,10 @@ def test_figures_of_another_recipe_are_not_mixed_in(
     monkeypatch.setattr(experiment, "_make", lambda cell, *_: made_of(experiment, cell))
     weak = experiment.Cell("AV45", "paper", "a", 1, "demo", {"losses.nsp": 1})
     strong = experiment.Cell("AV45", "paper", "a", 1, "demo", {"losses.nsp": 2})
-    experiment.make_cells([weak], tmp_path, OPTIONS, None, 1)
-    experiment.make_cells([weak], tmp_path, OPTIONS, None, 1)
+    experiment.make_cells([weak], tmp_path, OPTIONS, COMMANDS, 1)
+    experiment.make_cells([weak], tmp_path, OPTIONS, COMMANDS, 1)
     with pytest.raises(SystemExit, match="another recipe"):
-        experiment.make_cells([strong], tmp_path, OPTIONS, None, 1)
+        experiment.make_cells([strong], tmp_path, OPTIONS, COMMANDS, 1)
 
 
 def test_scores_say_what_they_were_made_with(
@@ -101,6 +104,9 @@ def test_scores_say_what_they_were_made_with(
     cpu = {"instruction_set": "AVX2", "threads": 1}
 
     class Pretended:
+        def __init__(self) -> None:
+            self.environment: dict[str, str] = {}
+
         def run(self, _log: Path, verb: str, *_: object) -> None:
             folder = run / "evaluation" if verb == "evaluate" else run
             folder.mkdir(parents=True)
@@ -118,9 +124,7 @@ def test_scores_say_what_they_were_made_with(
     recipe.mkdir(parents=True)
     (recipe / "commits").write_text("earlier")  # that began it, and was interrupted
     now = ["now"]
-    monkeypatch.setattr(
-        experiment.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=now[0])
-    )
+    monkeypatch.setattr(experiment.origins, "commit_of_now", lambda: now[0])
     experiment.make_cells([cell], tmp_path, OPTIONS, Pretended(), 1)
     assert [line["psnr"] for line in experiment.read_scores(tmp_path)] == ["25"]
     with (tmp_path / "origins.tsv").open() as stream:

@@ -13,8 +13,8 @@ WORK/table1-TRACER-REFERENCE.md and to the terminal.
 Two regimes (intensity_ratio): `paper`, in which the normalised PET reaches 9 and fills the
 vocabulary, and `suvr`, in which it reaches 2. Figures are over the head of the held-out test
 subjects, in SUVR, against the real PET or its noise-free truth (--reference). The spread is over
-seeds; differences to L1 alone are paired by subject (mean over seeds) with 95 % BCa bootstrap
-intervals over subjects, given these trainings.
+seeds; differences to L1 alone (or to --against) are paired by subject (mean over seeds) with 95 %
+BCa bootstrap intervals over subjects, given these trainings.
 """
 
 import argparse
@@ -49,9 +49,13 @@ _COMPARED = ("psnr", "ssim", "intensity_distance", "top_recall")
 
 
 def format_table(
-    scores: list[dict[str, str]], methods: list[str], seeds: list[int], where: dict[str, str]
+    scores: list[dict[str, str]],
+    methods: list[str],
+    seeds: list[int],
+    where: dict[str, str],
+    against: str = "l1",
 ) -> list[str]:
-    """Lines of two Markdown tables: mean and sd over seeds; differences to L1 alone."""
+    """Lines of two Markdown tables: mean and sd over seeds; differences to `against`."""
     names = {MEAN: "mean of the training PETs", **METHODS}
     of_method = {
         name: {figure: by_subject(scores, figure, seeds, name=name, **where) for figure in FIGURES}
@@ -69,11 +73,11 @@ def format_table(
             spread = f" ± {by_seed.std(ddof=1):.3f}" if many else ""
             cells.append(f"{by_seed.mean():.3f}{spread}")
         lines.append(f"| {names[name]} | {' | '.join(cells)} |")
-    lines += ["", f"| minus L1 alone | {' | '.join(_COMPARED)} |"]
+    lines += ["", f"| minus {names[against]} | {' | '.join(_COMPARED)} |"]
     lines.append("|---" * (len(_COMPARED) + 1) + "|")
     for name, figures in of_method.items():
-        if name != "l1":
-            cells = [difference(figures[f], of_method["l1"][f]) for f in _COMPARED]
+        if name != against:
+            cells = [difference(figures[f], of_method[against][f]) for f in _COMPARED]
             lines.append(f"| {names[name]} | {' | '.join(cells)} |")
     return [*lines, ""]
 
@@ -86,9 +90,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=list(REGIMES))
     parser.add_argument("--reference", choices=("real", "truth"), default="real")
+    parser.add_argument("--against", choices=METHODS, default="l1", help="compare the others to it")
     options = parser.parse_args()
-    if "l1" not in options.methods:
-        parser.error("--methods: l1 is what the others are compared with, name it too")
+    if options.against not in options.methods:
+        parser.error(f"--methods: {options.against} is what others are compared to, name it too")
     return options
 
 
@@ -114,9 +119,10 @@ def main() -> None:
     ]
     for regime in chosen.regimes:
         where = {"tracer": chosen.tracer, "regime": regime, "reference": chosen.reference}
-        lines += format_table(scores, chosen.methods, chosen.seeds, where)
+        lines += format_table(scores, chosen.methods, chosen.seeds, where, chosen.against)
     text = "\n".join([*lines, *described(work, [cell.key for cell in cells]), ""])
-    (work / f"table1-{chosen.tracer}-{chosen.reference}.md").write_text(text)
+    against = "" if chosen.against == "l1" else f"-against-{chosen.against}"
+    (work / f"table1-{chosen.tracer}-{chosen.reference}{against}.md").write_text(text)
     sys.stdout.write(text)
 
 

@@ -247,3 +247,33 @@ def test_undefined_value_is_left_out_of_the_difference(experiment: Any) -> None:
     table[-1]["psnr"] = "n/a"
     of_gan, of_l1 = (experiment.by_subject(table, "psnr", [1], name=n) for n in ("gan", "l1"))
     assert experiment.paired(of_gan, of_l1).value == pytest.approx(1.0)
+
+
+def test_differences_are_to_the_method_that_was_asked_for(
+    experiment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    table1 = importlib.import_module("table1")
+    values = {experiment.MEAN: {1: "20"}, "l1": {1: "22"}, "demo": {1: "25"}}
+    table = [dict.fromkeys(experiment.FIGURES, "0.5") | line for line in scores(**values)]
+    table = [line | {"regime": "paper"} for line in table]
+
+    def differences(**options: str) -> list[str]:
+        lines = table1.format_table(table, ["l1", "demo"], [1], {"regime": "paper"}, **options)
+        (head,) = (n for n, line in enumerate(lines) if line.startswith("| minus "))
+        return [
+            "|".join(line.split("|")[1:3]) for line in (lines[head], *lines[head + 2 :]) if line
+        ]
+
+    of_l1 = differences()
+    assert [line.split(" [")[0] for line in of_l1] == [
+        " minus L1 alone | psnr ",
+        " mean of the training PETs | -2.0000",
+        " GANBERT, tamed | +3.0000",
+    ]
+    of_demo = differences(against="demo")
+    assert [line.split(" [")[0] for line in of_demo] == [
+        " minus GANBERT, tamed | psnr ",
+        " mean of the training PETs | -5.0000",
+        " L1 alone | -3.0000",
+    ]

@@ -7,7 +7,9 @@ the loader nor the random numbers need a state of their own: both are functions 
 rank).
 """
 
+import contextlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -166,14 +168,14 @@ def save_checkpoint(
             keep_newest_and_best(run, keep)
         torch.distributed.barrier()
     except (OSError, RuntimeError) as error:
-        found = _of_writing(error)
+        found = _of_writing(error, partial)
         if found is None:
             raise
         raise OutputError(
             partial,
             expected="room and permission for a checkpoint",
             found=found,
-            remedy="free space or mend the permissions; the checkpoints before are whole",
+            remedy="free space or mend the permissions; what was saved before is whole",
         ) from error
     return Saved(final, sum(size for _, size in files.values()))
 
@@ -219,12 +221,17 @@ def _finish(
     sync(partial)
 
 
-def _of_writing(error: OSError | RuntimeError) -> str | None:
+def _of_writing(error: OSError | RuntimeError, folder: Path) -> str | None:
     """Why writing failed, or None if an error is of something else."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
+    if "inline_container" not in str(error):
+        return None
     # A full disk is a RuntimeError of torch's zip writer, which does not give the reason.
-    return "a file that ends too soon" if "inline_container" in str(error) else None
+    found = "a file that could not be written to its end"
+    with contextlib.suppress(OSError):
+        found += f" ({shutil.disk_usage(folder.parent).free / 2**20:,.0f} MiB free there)"
+    return found
 
 
 def load_checkpoint(folder: Path, engines: Mapping[str, SavableEngine]) -> None:

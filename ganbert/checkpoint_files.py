@@ -153,7 +153,7 @@ def newest_whole(checkpoints: Sequence[Path]) -> tuple[Path, tuple[str, ...]]:
         checkpoints[-1].parent,
         expected="a whole checkpoint to go on from",
         found=", ".join(f"{name} damaged ({what})" for name, what in damages.items()),
-        remedy="restore one from a copy, or give another --output to train from the start",
+        remedy="restore one from a copy, or train from the start into another folder",
     )
 
 
@@ -196,7 +196,9 @@ def is_new(output: Path, resume: str) -> bool:
             output,
             expected="a new or empty folder" if resume == "none" else "a run or an empty folder",
             found="a folder with something in it" if output.is_dir() else "a file",
-            remedy="give another --output, or --resume auto to go on with a run",
+            remedy="give another --output, or --resume auto to go on with a run"
+            if resume == "none" and (output / DESCRIPTION_NAME).is_file()
+            else "give another --output",
         )
     return False
 

@@ -8,23 +8,22 @@
 - Anything else is what a BIDS-App is given: `/data /out participant` goes to `ganbert infer`, with
   `--model $GANBERT_MODEL` if no model is named.
 
-$GANBERT_UMASK, if set, is the umask of all of them: 002 lets the group change what is written.
+$GANBERT_UMASK, if set, is the umask of all of them; ranks that come by ssh take it themselves.
 """
 
 import os
-import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ganbert.atomic import take_umask
 from ganbert.errors import ConfigError, one_line_errors
 from ganbert.launch import supervise
 from ganbert.supervisor import supervised
 
 MODEL_VARIABLE = "GANBERT_MODEL"
-UMASK_VARIABLE = "GANBERT_UMASK"
 # Torch takes seconds to import; without a device (or WSL's) there is nothing to ask it.
 _DEVICES = ("nvidia[0-9]*", "dxg")
 
@@ -67,33 +66,10 @@ def is_launcher(command: Sequence[str]) -> bool:
     return Path(command[0]).name == "deepspeed"
 
 
-def umask_of(environment: Mapping[str, str] = os.environ) -> int | None:
-    """Return the umask that is asked for; None if none is.
-
-    Raises
-    ------
-    ConfigError
-        If it is no octal number of three digits.
-    """
-    text = environment.get(UMASK_VARIABLE)
-    if text is None:
-        return None
-    if not re.fullmatch("0?[0-7]{3}", text):
-        raise ConfigError(
-            UMASK_VARIABLE,
-            expected="three octal digits",
-            found=repr(text),
-            remedy="write 002, say, or leave it out",
-        )
-    return int(text, 8)
-
-
 def run(words: Sequence[str]) -> int:
     """Run what the words mean; return only if it was the launcher, with its true exit code."""
     command = command_of(words)
-    umask = umask_of()
-    if umask is not None:
-        os.umask(umask)
+    take_umask()
     devices = (path for pattern in _DEVICES for path in Path("/dev").glob(pattern))
     if any(devices):
         # In a process of its own: this one stays small, and opens no GPU.

@@ -8,6 +8,7 @@ single number, by the classes that will build them in earnest.
 
 import copy
 import inspect
+import json
 import logging
 import math
 from collections.abc import Callable, Collection
@@ -188,7 +189,7 @@ def _check_arguments(
 ) -> None:
     """Refuse parameters that `kind` does not take; its first is the model's or the optimiser's."""
     known = [*list(inspect.signature(kind).parameters)[1:], *besides]
-    for key in params:
+    for key, value in params.items():
         if key not in known:
             raise ConfigError(
                 f"{where}.params",
@@ -196,6 +197,20 @@ def _check_arguments(
                 found=f"'{key}'",
                 remedy=nearest_remedy(key, known),
             )
+        if _is_quoted_number(value):
+            raise ConfigError(
+                f"{where}.params.{key}",
+                expected="a number",
+                found=f"the text {json.dumps(value)}",
+                remedy=f"write {value}, without quotes",
+            )
+
+
+def _is_quoted_number(value: object) -> bool:
+    try:
+        return isinstance(value, str) and float(value) is not None
+    except ValueError:
+        return False
 
 
 def _try(where: str, build: Callable[[], object]) -> None:

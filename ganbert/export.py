@@ -32,7 +32,7 @@ def choose_checkpoint(run: Path, which: str) -> Path:
 
     Parameters
     ----------
-    which : "last", "best" or the number of a step
+    which : "last", "best", the number of a step or the name of its folder
 
     Raises
     ------
@@ -44,7 +44,8 @@ def choose_checkpoint(run: Path, which: str) -> Path:
     if which == "last" and checkpoints:
         folder, _ = newest_whole(checkpoints)
         return folder
-    chosen = checkpoint_folder(run, int(which)) if re.fullmatch(r"\d{1,8}", which) else None
+    step = re.fullmatch(r"(?:step-)?(\d{1,8})", which)
+    chosen = checkpoint_folder(run, int(step[1])) if step else None
     if which == "best":
         chosen = best_checkpoint(run)
     if chosen not in checkpoints:

@@ -85,6 +85,11 @@ METRICS = (
         "gauge",
         "Unix time at which the last step ended, or this process began",
     ),
+    Metric(
+        "finished",
+        "gauge",
+        "1 when the run is at its end: all steps done, the last checkpoint and the export whole",
+    ),
     Metric("volumes", "counter", "MRI and PET pairs trained on by the ranks of this node"),
     Metric("data_wait_seconds", "counter", "Time this rank waited for the loader"),
     Metric("step_seconds", "histogram", "Wall time of an optimiser step", buckets=_STEP_BUCKETS),
@@ -119,7 +124,7 @@ METRICS = (
         "gauge",
         "2-norm of a network's gradients before clipping",
         ("network",),
-        only_on="engines that compute it (gradient_clipping above 0, fp16 or ZeRO)",
+        only_on="engines in which DeepSpeed keeps it: fp16, bf16 or ZeRO",
     ),
     Metric("loss_scale", "gauge", "Dynamic loss scale", ("network",), only_on="recipes with fp16"),
     Metric(
@@ -277,6 +282,10 @@ class PrometheusSink:
         self._series["checkpoint_timestamp_seconds"].set(time.time())
         self._series["checkpoint_bytes"].set(num_bytes)
         self._series["checkpoint_seconds"].observe(seconds)
+
+    def finished(self) -> None:
+        """Take over that the run is at its end."""
+        self._series["finished"].set(1)
 
     def wait_for_scrapes(self, stopped: Callable[[], bool], announce: Callable[[], None]) -> None:
         """Return when each Prometheus that has been reading has read what stands here now.

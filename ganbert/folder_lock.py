@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,18 +52,19 @@ def held(
     how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
     while True:
         try:
-            lock = (folder / name).open("w")
+            lock = (folder / name).open("a")
         except OSError as error:
             raise output_error(folder, error) from error
         with lock:
             try:
                 _lock(lock, how)
             except BlockingIOError as error:
-                raise _held_by_another(folder, expected, remedy) from error
+                raise _held_by_another(folder / name, expected, remedy) from error
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise output_error(folder, error) from error
             if _is_still(folder / name, lock):
+                _sign(lock)
                 yield
                 return
         # Who held it has removed the file meanwhile: the lock is on one that nobody else finds.
@@ -86,7 +88,7 @@ def check_free(folder: Path, *, expected: str, remedy: str) -> None:
             # Shared, so that two who ask do not take each other for one who holds.
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise _held_by_another(folder, expected, remedy) from error
+            raise _held_by_another(folder / LOCK_NAME, expected, remedy) from error
 
 
 def _lock(lock: TextIO, how: int) -> None:
@@ -98,9 +100,19 @@ def _lock(lock: TextIO, how: int) -> None:
     return fcntl.flock(lock, how)
 
 
-def _held_by_another(folder: Path, expected: str, remedy: str) -> HeldError:
+def _sign(lock: TextIO) -> None:
+    """Say who holds it, for the message to others; a full disk is no reason not to hold it."""
+    with contextlib.suppress(OSError):
+        os.truncate(lock.fileno(), 0)
+        os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+
+def _held_by_another(file: Path, expected: str, remedy: str) -> HeldError:
     found = "another process that holds it"
-    return HeldError(folder, expected=expected, found=found, remedy=remedy)
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if who := file.read_text().strip():
+            found += f" ({who})"
+    return HeldError(file.parent, expected=expected, found=found, remedy=remedy)
 
 
 def _is_still(file: Path, lock: TextIO) -> bool:

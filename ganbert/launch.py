@@ -1,7 +1,7 @@
 """`ganbert train`: the `deepspeed` launcher on this node, with signals that arrive.
 
-The launcher alone ends badly: SIGTERM kills it and leaves its ranks running, unaware; Ctrl-C gives
-them 30 s; and if the part of it that starts the ranks is killed, it reports success. So a small
+The launcher alone ends badly: SIGTERM kills it, and its code says nothing of its ranks; Ctrl-C
+gives them 30 s; and if the part of it that starts them is killed, it reports success. So a small
 parent starts it in a session of its own, hands a wish to stop to all ranks at once, waits as long
 as their checkpoint takes, and returns what became of them. The processes of a session are found by
 its number, also when their parents are dead, so none is left behind.

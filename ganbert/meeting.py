@@ -217,8 +217,8 @@ def cannot_meet(place: str, *, is_taken: bool) -> PlatformError:
         f"meeting of the ranks at {place}",
         expected="a free port there, that every node reaches",
         found="a port that is taken" if is_taken else "no answer in time",
-        remedy="give the launcher another --master_port; did a rank of another node end with "
-        "a line of its own? Mend that first",
+        remedy="give the launcher another --master_port (`ganbert train` --master-port); did a "
+        "rank of another node end with a line of its own? Mend that first",
     )
 
 

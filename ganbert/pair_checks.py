@@ -15,6 +15,7 @@ from rich.console import Console
 from ganbert.data.index import Row, Split, describe_odd_timing
 from ganbert.data.nifti import check_header
 from ganbert.data.pairing import no_pairs
+from ganbert.data.recast import describe_assumption
 from ganbert.data.refusals import (
     REPORT_NAME,
     Refusal,
@@ -144,9 +145,11 @@ def check_headers(
     Returns
     -------
     usable : pairs
-    notes : name of an image, relative to the dataset -> what the user should know about it
+    notes : name of an image, relative to the dataset -> what the user should know about it, its
+        recast included
     """
-    usable, notes = [], {}
+    usable: list[Pair] = []
+    notes: dict[str, str] = {}
     for pair in pairs:
         try:
             mask = pair.reference_mask
@@ -154,9 +157,10 @@ def check_headers(
             if mask and not _relative_to(mask, dataset).startswith(os.pardir):
                 check_inside(mask, dataset)
             for path in images_of(pair):
-                note = check_header(path)
-                if note:
-                    notes[relative_name(path, dataset)] = note
+                assumed = describe_assumption(pair) if path == pair.pet else None
+                said = [note for note in (check_header(path), assumed) if note]
+                if said:
+                    notes[relative_name(path, dataset)] = "; ".join(said)
         except ImageError as error:
             log.add(refusal_of(pair, error))
         else:
@@ -248,19 +252,26 @@ def report(
 
 def show(dataset: Path, log: RefusalLog, notes: Mapping[str, str], console: Console) -> None:
     """Say in a few lines what was refused, and what the user should know of the others."""
-    lines = [f"{name}: {note}" for name, note in notes.items()]
+    # One line a reason: a download may hold thousands of images of one kind.
+    noted: dict[str, list[str]] = {}
+    for name, note in notes.items():
+        noted.setdefault(note, []).append(name)
+    lines = [f"{_some_of(names)}: {note}" for note, names in noted.items()]
     if log.refused:
         lines += [f"refused: {len(log.refused)} pairs, all listed in {REPORT_NAME}"]
-        # One line a reason: a download may hold thousands of images of one kind.
         named: dict[str, list[str]] = {}
         for refusal in log.refused:
             what = f"{refusal.label}: {relative_name(refusal.path, dataset)}".removeprefix(": ")
             named.setdefault(reason_in(refusal, dataset), []).append(what)
         for reason, entries in list(named.items())[:_MAX_SHOWN]:
-            others = f" and {len(entries) - _MAX_NAMED} more" if len(entries) > _MAX_NAMED else ""
-            lines.append(f"  {', '.join(entries[:_MAX_NAMED])}{others}: {reason}")
+            lines.append(f"  {_some_of(entries)}: {reason}")
         if len(named) > _MAX_SHOWN:
             lines.append(f"  ... and for {len(named) - _MAX_SHOWN} more reasons")
     for line in lines:
         # As it is: a path is neither markup nor broken at the edge of a terminal.
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _some_of(names: Sequence[str]) -> str:
+    others = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return f"{', '.join(names[:_MAX_NAMED])}{others}"

@@ -11,20 +11,19 @@ from ganbert.checkpoint import check_state
 from ganbert.checkpoint_files import TrainingState, find_checkpoint, read_state
 from ganbert.engines import check_engine_configs
 from ganbert.models.generator import build_generator
-from ganbert.preflight import check_options
+from ganbert.preflight import Checked
 from ganbert.runs import Run, plan_run
-from ganbert.train_options import TrainOptions
 
 
-def plan(options: TrainOptions) -> tuple[Run, TrainingState]:
-    """Turn the command line into a checked plan and the state to start from.
+def plan(checked: Checked) -> tuple[Run, TrainingState]:
+    """Turn a checked command line into a plan and the state to start from.
 
     Raises
     ------
     GanbertError
         Before any training work, if something cannot work.
     """
-    recipe = check_options(options)
+    options, recipe = checked.options, checked.recipe
     if options.max_steps is not None:
         run_config = recipe.run.model_copy(update={"max_steps": options.max_steps})
         recipe = recipe.model_copy(update={"run": run_config})
@@ -34,6 +33,7 @@ def plan(options: TrainOptions) -> tuple[Run, TrainingState]:
         recipe,
         recipe_path=options.config,
         data=options.data,
+        read=checked.index,
         output=options.output,
         resume_from=resume_from,
         passed_over=passed_over,

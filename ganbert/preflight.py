@@ -10,15 +10,18 @@ import io
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
-from ganbert.atomic import output_error
+from ganbert.atomic import output_error, take_umask
 from ganbert.checkpoint_files import is_new
 from ganbert.cores import ranks_here
 from ganbert.data.index import (
+    ReadIndex,
     check_alike,
     index_path,
-    load_index,
+    read_index,
     suggested_ratio,
     training_tracer,
 )
@@ -33,8 +36,26 @@ from ganbert.train_options import TrainOptions, parse_options
 _SILENCE_SECONDS = 10.0
 
 
-def check_options(options: TrainOptions) -> Recipe:
-    """Return the recipe, if it, the data and the output folder can make a training.
+@dataclass(frozen=True)
+class Checked:
+    """A command line that can make a training, with what was read to know that.
+
+    Handed on, so that a rank reads it once: an index of thousands of rows takes a while, and what
+    was checked is what is trained on, also where a file changes meanwhile.
+
+    Attributes
+    ----------
+    recipe : as in its folder, before `options.max_steps`
+    index : of `options.data`
+    """
+
+    options: TrainOptions
+    recipe: Recipe
+    index: ReadIndex
+
+
+def check_options(options: TrainOptions) -> Checked:
+    """Return what was read, if recipe, data and output folder can make a training.
 
     Raises
     ------
@@ -47,7 +68,8 @@ def check_options(options: TrainOptions) -> Recipe:
     """
     recipe = load_recipe(options.config)
     check_keys(recipe)
-    index = load_index(options.data)
+    read = read_index(options.data)
+    index = read.index
     tracer = training_tracer(options.data, index, options.tracer)
     check_alike(options.data, index.select("train", tracer))
     if recipe.run.intensity_ratio == "auto":
@@ -55,7 +77,7 @@ def check_options(options: TrainOptions) -> Recipe:
     recipe.run.generator.check_fits(index.mri_grid, index.pet_grid)
     _check_place(options.output, index_path(options.data).parent)
     is_new(options.output, options.resume)
-    return recipe
+    return Checked(options, recipe, read)
 
 
 def check_not_held(output: Path) -> None:
@@ -69,8 +91,8 @@ def check_not_held(output: Path) -> None:
     check_free(output, **RUN_HELD)
 
 
-def refuse_early(arguments: Sequence[str]) -> None:
-    """Leave with one line and code 2 if the command line of train.py cannot work.
+def refuse_early(arguments: Sequence[str]) -> Checked:
+    """Leave with one line and code 2 if the command line of train.py cannot work; take the umask.
 
     The first rank of a node says it; the others say it only if that rank saw it otherwise. Ranks
     of other nodes, which may see another disk, hear of it in the meeting.
@@ -90,14 +112,16 @@ def refuse_early(arguments: Sequence[str]) -> None:
     try:
         with words, hidden:  # what argparse says
             options = parse_options(arguments)
-        check_options(options)
+        take_umask()  # sshd, which starts the ranks of other nodes, has one of its own
+        checked = check_options(options)
         if os.environ.get("RANK", "0") == "0":
             check_not_held(options.output)
+        return checked
     except (GanbertError, SystemExit) as error:
         _leave(error, speaks)
 
 
-def _leave(error: GanbertError | SystemExit, speaks: bool) -> None:
+def _leave(error: GanbertError | SystemExit, speaks: bool) -> NoReturn:
     if isinstance(error, SystemExit) and not error.code:  # --help
         raise error
     if int(os.environ.get("WORLD_SIZE", "1")) > ranks_here():

@@ -99,7 +99,7 @@ def _run_file(path: Path) -> Path:
 def _read_settings(run_file: Path) -> tuple[dict[str, Any], Path | None]:
     """Return what stands in a run.yaml, and the folder of its base, if it has one."""
     try:
-        content = yaml.safe_load(_read_text(run_file))
+        content = yaml.load(_read_text(run_file), _OnceLoader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         found = " ".join(str(error).split())
         raise ConfigError(
@@ -125,8 +125,8 @@ def _read_settings(run_file: Path) -> tuple[dict[str, Any], Path | None]:
 
 def _read_engine(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(_read_text(file))
-    except json.JSONDecodeError as error:
+        content = json.loads(_read_text(file), object_pairs_hook=_once)
+    except ValueError as error:  # of JSON, or a key that stands there twice
         raise ConfigError(
             file, expected="JSON", found=str(error), remedy="mend the syntax"
         ) from error
@@ -134,6 +134,28 @@ def _read_engine(file: Path) -> dict[str, Any]:
         found = type(content).__name__
         raise ConfigError(file, expected="a JSON object", found=found, remedy="see ds_configs/demo")
     return content
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """A key that stands twice in one mapping is an error; YAML would take the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[tuple[str, str]] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} for the second time", key.start_mark
+                )
+            seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"the key {key!r} twice in one object")
+    return dict(pairs)
 
 
 def _read_text(path: Path) -> str:

@@ -20,12 +20,11 @@ from ganbert.atomic import make_folder, write_text
 from ganbert.config import ModelCard
 from ganbert.data.index import (
     Index,
+    ReadIndex,
     Row,
     check_alike,
-    file_sha256,
     frame_timing,
-    index_path,
-    load_index,
+    read_index,
     suggested_ratio,
     training_tracer,
 )
@@ -152,6 +151,7 @@ def plan_run(
     data: Path,
     output: Path,
     resume_from: Path | None,
+    read: ReadIndex | None = None,
     passed_over: tuple[str, ...] = (),
     world_size: int = 1,
     tracer: str | None = None,
@@ -160,6 +160,7 @@ def plan_run(
 
     Parameters
     ----------
+    read : the index of `data`, where it has been read already
     tracer : to train on; None: the only one that there is
 
     Raises
@@ -172,7 +173,8 @@ def plan_run(
     CheckpointError
         If `resume_from` belongs to a run with another tracer, other networks, units or optimisers.
     """
-    index = load_index(data)
+    read = read or read_index(data)
+    index = read.index
     tracer = training_tracer(data, index, tracer)
     check_alike(data, index.select("train", tracer))
     ratio = recipe.run.intensity_ratio
@@ -182,7 +184,7 @@ def plan_run(
         data=data.resolve(),
         output=output,
         index=index,
-        index_sha256=file_sha256(index_path(data)),
+        index_sha256=read.sha256,
         tracer=tracer,
         intensity_ratio=suggested_ratio(data, index, tracer) if ratio == "auto" else ratio,
         resume_from=resume_from,

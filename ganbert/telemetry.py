@@ -39,6 +39,9 @@ class JsonlSink:
         try:
             self._stream.write(json.dumps(asdict(stats)) + "\n")
         except OSError as error:
+            # Or closing it at the end tries once more to write this line, and hides the reason.
+            with contextlib.suppress(OSError):
+                self._stream.close()
             raise output_error(Path(self._stream.name), error) from error
 
     def close(self) -> None:
@@ -171,7 +174,7 @@ class Telemetry:
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._sinks = list(sinks)
-        self._total, self._done, self._stopped = total, done, stopped
+        self._stopped, self._is_finished = stopped, False
         if is_first:
             self._sinks.insert(0, JsonlSink(run / "log.jsonl"))
         self._prometheus = None if port is None else PrometheusSink(port, ranks)
@@ -193,7 +196,6 @@ class Telemetry:
 
     def write(self, stats: StepStats, new_volumes: int) -> None:
         """Hand one step to every sink; `new_volumes` were seen in it on this node."""
-        self._done = stats.step
         for sink in self._sinks:
             sink.write(stats)
         if self._prometheus is not None:
@@ -203,6 +205,12 @@ class Telemetry:
         """Export that a checkpoint was written, and how long training stood still for it."""
         if self._prometheus is not None:
             self._prometheus.saved(step, seconds, num_bytes)
+
+    def finished(self) -> None:
+        """Export that the run is at its end: nothing is left to do on any node."""
+        self._is_finished = True
+        if self._prometheus is not None:
+            self._prometheus.finished()
 
     def __enter__(self) -> "Telemetry":
         return self
@@ -216,7 +224,7 @@ class Telemetry:
         try:
             # Else Prometheus would take a run that has ended well for one that died before its end.
             # One that was stopped goes at once: who stops a node, waits.
-            if self._prometheus is not None and error is None and self._done >= self._total:
+            if self._prometheus is not None and error is None and self._is_finished:
                 self._prometheus.wait_for_scrapes(self._stopped, self._announce_wait)
         finally:
             self.close()

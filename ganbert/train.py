@@ -30,7 +30,7 @@ if __name__ == "__main__":
     # Before torch, DeepSpeed and DALI, whose imports take seconds.
     from ganbert.preflight import refuse_early
 
-    refuse_early(sys.argv[1:])
+    checked = refuse_early(sys.argv[1:])
 
 import contextlib
 import functools
@@ -64,6 +64,7 @@ from ganbert.models.discriminators import build_discriminator
 from ganbert.models.generator import build_generator
 from ganbert.monitor import MonitorSink
 from ganbert.planning import plan
+from ganbert.preflight import Checked, check_options
 from ganbert.ranks import StopRequest, barrier, mean_over_ranks, require_same
 from ganbert.runs import (
     Run,
@@ -308,6 +309,8 @@ def run_training(
         wanted = run.recipe.run.log_samples
         samples = opened.enter_context(SampleLog(run.output, world.rank, wanted=wanted))
         origin = f"from step {state.step}" if run.resume_from else "from the start"
+        if state.step >= max_steps:
+            origin += ", where it ends: give more --max-steps to train further"
         ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"
         telemetry.say(f"{ranks} on {world.device.type}, {origin}")
         for remark in run.remarks():
@@ -320,17 +323,25 @@ def run_training(
         elif first:
             weights = engines.generator.module.state_dict()
             telemetry.say(f"exported {export_generator(run.output, weights, run.card(state.step))}")
+        if finished:
+            barrier()  # at its end is a run on all nodes or on none: an export may fail
+            telemetry.finished()
     barrier()
     return finished
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point of every rank."""
+def main(checked: Checked | None = None) -> None:
+    """Entry point of every rank.
+
+    Parameters
+    ----------
+    checked : the command line, where `refuse_early` has seen it
+    """
     gc.freeze()  # what is imported stays
     gc.enable()
     # Most mistakes are found by all ranks: one a node says so.
     with one_line_errors(quiet=os.environ.get("LOCAL_RANK", "0") != "0"), Meeting():
-        run, state = plan(parse_options(sys.argv[1:] if arguments is None else arguments))
+        run, state = plan(checked or check_options(parse_options(sys.argv[1:])))
         find_device()
     stop = StopRequest()
     stop.install()
@@ -349,4 +360,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(checked)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Waits until a Job has ended, either way (`kubectl wait` knows one condition, and a failed Job never meets
 # "complete"):  wait.sh NAMESPACE JOB [SECONDS BETWEEN LOOKS]
-# Meanwhile it says, at each change, what the Job waits for: a node, an image, leave to make pods, a queue.
+# Meanwhile it says, at each change, what the Job waits for: a node, a volume, an image, leave to make pods, a
+# queue; and once more when it is ended itself: `timeout 10m kubernetes/wait.sh ...`.
 # Exit code: 0 complete; 1 failed, with the reason and what its pods said last; 2 a mistake: no such Job, say.
 set -euo pipefail
 if (($# < 2)); then
@@ -22,14 +23,54 @@ ended+='pods: {.status.active}'
 said='{range .items[*]}{.metadata.name}: {.status.initContainerStatuses[*].state.terminated.message}'
 said+=' {.status.containerStatuses[*].state.terminated.message}{"\n"}{end}'
 
-# While a pod only starts there is no message.
-held='{range .items[?(@.status.phase=="Pending")]}{.metadata.name}: '
-held+='{.status.conditions[?(@.reason=="Unschedulable")].message}'
-held+='{.status.initContainerStatuses[*].state.waiting.message}'
-held+='{.status.containerStatuses[*].state.waiting.message}{"\n"}{end}'
+# Of a pod: its name, when a container of it began, what it waits for. While it only starts there is no message. What the
+# cluster says may have several lines, so other characters stand between fields and pods.
+field=$'\x1f' end=$'\x1e'
+held='{range .items[?(@.status.phase=="Pending")]}{.metadata.name}{"'$field'"}'
+held+='{.status.initContainerStatuses[*].state.running.startedAt}'
+held+='{.status.initContainerStatuses[*].state.terminated.finishedAt}{"'$field'"}'
+held+='{.status.conditions[?(@.type=="PodScheduled")].reason} '
+held+='{.status.conditions[?(@.type=="PodScheduled")].message}'
+for of in initContainerStatuses containerStatuses; do
+    held+="{range .status.${of}[?(@.state.waiting.message)]}"
+    held+=' {.state.waiting.reason} {.state.waiting.message}{end}'
+done
+held+='{"'$end'"}{end}'
+happened='{range .items[*]}{.involvedObject.name}{"'$field'"}{.type}{"'$field'"}{.reason} {.message}{"'$end'"}{end}'
 warned='{range .items[*]}{.reason}: {.message}{"\n"}{end}'
 
 look() { kubectl -n "$namespace" get "$@" 2>&1; }
+records() { tr '\n'"$end" ' \n' <<<"$1" | tr -s ' '; }
+
+# A volume that cannot be attached or mounted, and an address that cannot be had, stand in the pod's events alone. The
+# newest counts: where it is no warning, the pod has come further.
+newest_warning() {
+    local pod kind text found=""
+    while IFS=$field read -r pod kind text; do
+        if [[ $pod == "$1" ]]; then
+            found=""
+            [[ $kind != Warning ]] || found=$text
+        fi
+    done <<<"$2"
+    echo "$found"
+}
+
+what_pods_wait_for() {
+    local pod began why events="" asked=""
+    while IFS=$field read -r pod began why; do
+        if [[ ! $why =~ [^\ ] && -z $began && -n $pod ]]; then
+            if [[ -z $asked ]]; then
+                asked=yes
+                events=$(look events --field-selector involvedObject.kind=Pod \
+                    --sort-by=.lastTimestamp -o "jsonpath=$happened") || events=""
+                events=$(records "$events")
+            fi
+            why=$(newest_warning "$pod" "$events")
+        fi
+        why=${why# } why=${why% }
+        [[ -z $why ]] || echo "$pod: $why"
+    done <<<"$1" | sort -s -u -k2,2 # pods of one reason are one line
+}
 
 what_it_waits_for() {
     local found
@@ -37,7 +78,7 @@ what_it_waits_for() {
         return
     elif grep -q '^pods: [1-9]' <<<"$1"; then
         found=$(look pods -l "batch.kubernetes.io/job-name=$job" -o "jsonpath=$held") || return
-        grep ': *[^ ]' <<<"$found" | sort -t: -u -k2
+        what_pods_wait_for "$(records "$found")"
     else # a level of PodSecurity, a quota, no account: there are no pods that could say it
         found=$(look events --field-selector "involvedObject.name=$job,type=Warning" \
             --sort-by=.metadata.creationTimestamp -o "jsonpath=$warned") || return
@@ -45,6 +86,13 @@ what_it_waits_for() {
     fi
 }
 last=""
+
+leave() {
+    echo "$job has not ended${last:+ and waits: $last}" >&2
+    exit "$1"
+}
+trap 'leave 130' INT
+trap 'leave 143' TERM
 
 while :; do
     # A server that does not answer for a while is no end of a training of days.
@@ -72,5 +120,6 @@ while :; do
         [[ -z $now || $now == "$last" ]] || echo "$job waits: $now" >&2
         last=$now
     fi
-    sleep "$pause"
+    sleep "$pause" >/dev/null 2>&1 &
+    wait $! # a signal does not wait for the end of it
 done

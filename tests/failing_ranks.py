@@ -4,9 +4,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore
 
 from ganbert.alarm import Alarm
 from ganbert.errors import GanbertError, one_line_errors
@@ -14,6 +16,7 @@ from ganbert.ranks import require_same
 
 SIZE = 3
 Deed = Callable[[], None]
+HANGS_SECONDS = 150
 
 
 def err() -> None:
@@ -61,3 +64,17 @@ def mean_one_run() -> None:
 
 def mean_another_run() -> None:
     require_same({"seed": "2"})
+
+
+def wait_in_store(*names: str, port: int | None = None) -> None:
+    """Return when the store of ranks that meet has these: `rank 1` has come, or the `verdict`."""
+    wait = timedelta(seconds=HANGS_SECONDS)
+    place = port or int(os.environ["MASTER_PORT"])
+    store = TCPStore("127.0.0.1", place, None, False, wait, wait_for_workers=False)
+    PrefixStore("meeting", store).wait([*names], wait)
+
+
+def hold() -> None:
+    """Say that this rank is here, and go on when told to."""
+    print("here", flush=True)
+    sys.stdin.readline()

@@ -7,6 +7,7 @@ nothing again.
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
 from typing import Literal
@@ -109,6 +110,14 @@ class Index(_Entry):
     def select(self, split: Split, tracer: str | None = None) -> list[Row]:
         """Rows of one split, and of one tracer if it is given, in the order of the index."""
         return [row for row in self.rows if row.split == split and tracer in (None, row.tracer)]
+
+
+@dataclass(frozen=True)
+class ReadIndex:
+    """An index, and the SHA-256 of the bytes that it was read from, by which runs know it."""
+
+    index: Index
+    sha256: str
 
 
 def training_tracer(where: Path, index: Index, asked: str | None = None) -> str:
@@ -232,7 +241,12 @@ def index_path(path: Path) -> Path:
 
 
 def load_index(path: Path) -> Index:
-    """Read the index of a prepared folder.
+    """Read the index of a prepared folder; raises what `read_index` does."""
+    return read_index(path).index
+
+
+def read_index(path: Path) -> ReadIndex:
+    """Read the index of a prepared folder, and take its checksum of the same bytes.
 
     Raises
     ------
@@ -242,7 +256,8 @@ def load_index(path: Path) -> Index:
     file = index_path(path)
     remedy = "run `ganbert prepare` first and give its output folder"
     try:
-        index = Index.model_validate_json(file.read_text())
+        content = file.read_bytes()
+        index = Index.model_validate_json(content.decode())
     except OSError as error:
         found = error.strerror or type(error).__name__
         raise DatasetError(file, expected="an index", found=found, remedy=remedy) from error
@@ -255,7 +270,7 @@ def load_index(path: Path) -> Index:
         raise DatasetError(
             file, expected=expected, found=found, remedy="run `ganbert prepare` again"
         )
-    return index
+    return ReadIndex(index, hashlib.sha256(content).hexdigest())
 
 
 def save_index(index: Index, folder: Path) -> Path:

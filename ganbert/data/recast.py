@@ -13,7 +13,13 @@ from ganbert.data.frames import AS_IS, FRAME_RULES, choose_frames
 from ganbert.data.nifti import resample
 from ganbert.data.refusals import Refusal
 from ganbert.data.regions import reference_labels
-from ganbert.data.units import check_target, needs_reference, suvr, unit_factors
+from ganbert.data.units import (
+    check_target,
+    is_decay_assumed,
+    needs_reference,
+    suvr,
+    unit_factors,
+)
 from ganbert.data.volume import Pair, Recast, Volume
 from ganbert.errors import ConfigError, DatasetError
 from ganbert.tracers import TRACERS
@@ -131,6 +137,23 @@ def plan_recast(
         reference_labels=labels,
     )
     return replace(pair, recast=recast, reference_mask=mask)
+
+
+def describe_assumption(pair: Pair) -> str | None:
+    """Say what the recast of a pair takes for granted; None if nothing.
+
+    A single frame's SUVR does not depend on its decay. In an average of frames that are not
+    corrected, later ones count less than their durations say.
+    """
+    recast = pair.recast
+    if recast is None or not is_decay_assumed(pair, recast.unit):
+        return None
+    if all(sum(map(bool, row)) <= 1 for row in recast.matrix):
+        return None
+    return (
+        "its frames are averaged as decay-corrected, which nothing says: 'ImageDecayCorrected', "
+        "which BIDS-PET requires, is missing"
+    )
 
 
 def _check_activity(pair: Pair, weights: Sequence[Sequence[float]]) -> None:

@@ -4,7 +4,9 @@
 
 An input counts as unchanged if its path, size and time of change are those of the record; it is not
 opened then. Where the size is the same and the time another (a copy, a new download), its SHA-256
-decides, and the record takes over the new time. What was made from it is not made again either way.
+decides, and the record takes over the new time. What was made from it is not made again either way,
+unless the version of this software that made it wrote other images, or accepted images that this
+one refuses (`_CACHE_VERSION`).
 """
 
 import os
@@ -19,8 +21,13 @@ from ganbert.data.nifti_header import files_of, unreadable
 from ganbert.data.volume import Pair, Recast
 from ganbert.errors import ImageError
 
-# Part of every recipe: raise it when the same inputs would give other images.
-_CACHE_VERSION = 1
+# Part of every recipe, so that rows of another version are made again. Raise it whenever the same
+# inputs would give other images, or none: when `row_images` or what it calls writes something else
+# or refuses what it accepted. Nothing else asks a kept row about its voxels. What layouts, sidecars
+# and headers are asked before (`prepare.prepare`) is asked of kept rows each time, and needs no
+# other version.
+# 2: refuses frames without contrast, and masks that are none.
+_CACHE_VERSION = 2
 
 
 class RowRecipe(BaseModel):

@@ -25,11 +25,12 @@ from ganbert.tracers import TRACERS
 # Keys of the PET sidecar (BIDS 1.11, "PET recording data") that conversions need, and the column of
 # participants.tsv with the body weight: BIDS has no key for it and leaves further columns free.
 WEIGHT = "weight"
+_CORRECTED = "ImageDecayCorrected"
 FACTS = (
     "InjectedRadioactivity",
     "InjectedRadioactivityUnits",
     "InjectionStart",
-    "ImageDecayCorrected",
+    _CORRECTED,
     "ImageDecayCorrectionTime",
     WEIGHT,
 )
@@ -87,6 +88,10 @@ ACTIVITIES: dict[str, float] = {
     "mci": 37e6,
     "ci": 37e9,
 }
+# Proportional to activity as it was measured, so that decay is still in it or was taken out; SUV is
+# corrected by its definition.
+_OF_ACTIVITY = ("Bq/mL", "arbitrary")
+_NOT_SAID = (None, "", "n/a")
 # From which kinds a target can be reached.
 _SOURCES: dict[str, tuple[str, ...]] = {
     "Bq/mL": ("Bq/mL",),
@@ -132,6 +137,10 @@ def unit_factors(pair: Pair, target: str) -> tuple[float, ...]:
     injection, w the body weight (g) and A0 the activity at injection (Bq); 1 mL of tissue counts
     as 1 g.
 
+    A PET whose sidecar does not say `ImageDecayCorrected` is refused on the way to SUV. On the way
+    to SUVR it counts as corrected: in a single frame decay cancels in the ratio, and where frames
+    are averaged it changes their weights a little, of which `is_decay_assumed` tells.
+
     Source
     ------
     DICOM PS3.3 C.8.9.1 (units, decay correction); Thie 2004, J Nucl Med 45(9) (SUV).
@@ -145,7 +154,7 @@ def unit_factors(pair: Pair, target: str) -> tuple[float, ...]:
             remedy="convert the image yourself, or leave out --unit",
         )
     num = len(pair.frame_start_s)
-    if source.kind != "Bq/mL" or target == "Bq/mL":
+    if source.kind not in _OF_ACTIVITY or target == "Bq/mL":
         return (source.factor,) * num
     is_uncorrected = _is_uncorrected(pair)
     if target == "SUVR" and not is_uncorrected:
@@ -156,10 +165,22 @@ def unit_factors(pair: Pair, target: str) -> tuple[float, ...]:
     return tuple(source.factor * factor * per_dose for factor in decay)
 
 
+def is_decay_assumed(pair: Pair, target: str) -> bool:
+    """Whether `unit_factors` takes the frames for decay-corrected although nothing says so.
+
+    Parameters
+    ----------
+    target : as there
+    """
+    source = _find(pair.unit)
+    is_of_activity = source is not None and source.kind in _OF_ACTIVITY
+    return target == "SUVR" and is_of_activity and pair.facts.get(_CORRECTED) in _NOT_SAID
+
+
 def _is_uncorrected(pair: Pair) -> bool:
-    said = pair.facts.get("ImageDecayCorrected")
+    said = pair.facts.get(_CORRECTED)
     # A "false" in quotation marks must not be taken for true.
-    if said not in (None, "", "n/a") and not isinstance(said, bool):
+    if said not in _NOT_SAID and not isinstance(said, bool):
         expected = "true or false as 'ImageDecayCorrected'"
         raise DatasetError(pair.pet, expected=expected, found=repr(said), remedy="mend it")
     return said is False
@@ -179,14 +200,14 @@ def _plain(name: str) -> str:
 def _keys(target: str, is_uncorrected: bool) -> Sequence[str]:
     timing = ["InjectionStart"]
     if not is_uncorrected:
-        timing += ["ImageDecayCorrected", "ImageDecayCorrectionTime"]
+        timing += [_CORRECTED, "ImageDecayCorrectionTime"]
     if target == "SUVR":
         return timing
     return ["InjectedRadioactivity", "InjectedRadioactivityUnits", *timing, WEIGHT]
 
 
 def _require(pair: Pair, target: str, keys: Sequence[str]) -> None:
-    missing = [key for key in keys if pair.facts.get(key) in (None, "", "n/a")]
+    missing = [key for key in keys if pair.facts.get(key) in _NOT_SAID]
     in_sidecar = [f"'{key}'" for key in missing if key != WEIGHT]
     wanted = [f"{', '.join(in_sidecar)} in its JSON sidecar"] if in_sidecar else []
     if WEIGHT in missing:

@@ -48,8 +48,10 @@ def main() -> None:
     parser.add_argument("--device", required=True)
     options = parser.parse_args()
     logging.basicConfig(format="ganbert: worker: %(message)s")
-    # A Ctrl-C reaches the whole group; the service decides what becomes of its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A Ctrl-C reaches the whole group, and systemd sends SIGTERM to all of a service; the service
+    # decides what becomes of its workers.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     say = _open_replies()
     requests = _read_requests()
     try:

@@ -1,103 +1,28 @@
 """The service's page in a real browser: upload, overlay drawn, values that follow the frame."""
 
-import io
-import shutil
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
-import numpy as np
 import pytest
-from PIL import Image
 
-from ganbert.serve.pages import STATIC, is_built
-from tests.browser.test_report_browser import FLAGS, OUTSIDE, contrast
-from tests.serve.images import cut_t1w, large_t1w, measured_export, noisy_t1w, t1w
+from ganbert.serve.pages import STATIC
+from tests.browser.test_report_browser import OUTSIDE, contrast
+from tests.browser.viewer import Page, playwright
+from tests.serve.images import cut_t1w, large_t1w, noisy_t1w, t1w
 from tests.serve.running import RunningService
 
 pytestmark = pytest.mark.slow  # starts the service itself
-
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright (pip install .[dev])")
-pytest.importorskip("fastapi", reason="no fastapi (pip install .[serve])")
-if not is_built():
-    pytest.skip("the page is not built (make viewer)", allow_module_level=True)
-
-# WebGL 2 without a GPU.
-DRAWING = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
-
-
-@pytest.fixture(scope="module")
-def service(tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
-    folder = tmp_path_factory.mktemp("viewer")
-    with RunningService(measured_export(tiny_export, folder), folder / "work") as running:
-        running.wait_until_ready()
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    executable = next(path for path in map(shutil.which, names) if path)
-    flags = [flag for flag in FLAGS if flag != "--disable-gpu"] + list(DRAWING)
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=executable, args=flags)
-        yield chromium
-        chromium.close()
-
-
-class Page:
-    """An open page, and what it complained about."""
-
-    def __init__(self, browser: "playwright.Browser", service: RunningService, width: int) -> None:
-        self.address = f"http://127.0.0.1:{service.port}/"
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.context = browser.new_context(viewport={"width": width, "height": 700})
-        self.page = page = self.context.new_page()
-        page.set_default_timeout(90_000)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("request", lambda request: self.requests.append(request.url))
-        page.on(
-            "console",
-            lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None,
-        )
-        page.goto(self.address)
-
-    def upload(self, content: bytes, name: str = "scan") -> None:
-        file = {"name": name, "mimeType": "application/octet-stream", "buffer": content}
-        self.page.set_input_files("#file", [file])
-
-    def text(self, selector: str) -> str:
-        return self.page.inner_text(selector)
-
-    def until(self, is_true: Callable[[], bool]) -> None:
-        """Wait; the page's policy forbids Playwright's own way, which evaluates a text."""
-        end = time.monotonic() + 30
-        while not is_true():
-            assert time.monotonic() < end, self.text("body")
-            self.page.wait_for_timeout(100)
-
-    def colours(self) -> int:
-        """Pixels of the images that are not grey: only the PET has a colour."""
-        shot = self.page.locator("#canvas").screenshot()
-        pixels = np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).astype(int)
-        # The crosshair is blue, the colour map `hot` never.
-        return int((pixels[..., 0] - pixels[..., 2] > 40).sum())
 
 
 def test_upload_overlay_and_controls(
     browser: "playwright.Browser", service: RunningService
 ) -> None:
-    opened = Page(browser, service, 1100)
+    opened = Page(browser, service.port, 1100)
     page = opened.page
     assert "Synthetic image, research use only" in opened.text("#notice")
     opened.upload(large_t1w(48))
     page.wait_for_selector("#controls:not([hidden])")
     opened.until(lambda: any(letter.isdigit() for letter in opened.text("#pet-value")))
     opened.until(lambda: page.get_attribute("#save-sidecar", "href") is not None)
-    page.wait_for_timeout(500)
+    opened.until(lambda: opened.colours() > 2000)
     drawn = opened.colours()
-    assert drawn > 2000
     assert "SUVR" in opened.text("#values")
 
     first = opened.text("#pet-value")
@@ -121,12 +46,10 @@ def test_upload_overlay_and_controls(
 
     # No opacity, no overlay; another layout still draws it.
     page.fill("#opacity", "0")
-    page.wait_for_timeout(500)
-    assert opened.colours() < 0.1 * drawn
+    opened.until(lambda: opened.colours() < 0.1 * drawn)
     page.fill("#opacity", "1")
     page.select_option("#layout", "Planes, 3D")
-    page.wait_for_timeout(1500)
-    assert opened.colours() > 2000
+    opened.until(lambda: opened.colours() > 2000)
 
     with page.expect_download() as download:
         page.click("#save-pet")
@@ -150,7 +73,7 @@ def middle(page: "playwright.Page", x: float, y: float) -> tuple[float, float]:
 def test_what_stands_out_is_said_in_words(
     browser: "playwright.Browser", service: RunningService
 ) -> None:
-    opened = Page(browser, service, 1100)
+    opened = Page(browser, service.port, 1100)
     page = opened.page
     assert not page.is_visible("#quality")
     for content, flags in ((cut_t1w(), ["A part of the head is missing"]),
@@ -174,7 +97,7 @@ def test_what_stands_out_is_said_in_words(
 def test_what_the_address_wants_is_asked_for(
     browser: "playwright.Browser", service: RunningService
 ) -> None:
-    opened = Page(browser, service, 1100)
+    opened = Page(browser, service.port, 1100)
     for tracer, is_another in (("AV45", False), ("FDG", True)):
         opened.page.goto(f"{opened.address}?tracer={tracer}")
         opened.upload(t1w(7))
@@ -187,7 +110,7 @@ def test_what_the_address_wants_is_asked_for(
 def test_the_images_are_one_stop_of_the_keyboard(
     browser: "playwright.Browser", service: RunningService
 ) -> None:
-    opened = Page(browser, service, 1100)
+    opened = Page(browser, service.port, 1100)
     opened.upload(t1w(7))
     opened.page.wait_for_selector("#controls:not([hidden])")
     focused = "document.activeElement.id"
@@ -200,7 +123,7 @@ def test_the_images_are_one_stop_of_the_keyboard(
 def test_a_connection_that_breaks_for_a_moment_costs_nothing(
     browser: "playwright.Browser", service: RunningService
 ) -> None:
-    opened = Page(browser, service, 1100)
+    opened = Page(browser, service.port, 1100)
     broken: list[str] = []
 
     def answer(route: "playwright.Route") -> None:
@@ -219,60 +142,10 @@ def test_a_connection_that_breaks_for_a_moment_costs_nothing(
     opened.context.close()
 
 
-def test_an_image_at_work_can_be_cancelled_and_another_is_not_lost_in_silence(
-    browser: "playwright.Browser", service: RunningService
-) -> None:
-    opened = Page(browser, service, 1100)
-    page = opened.page
-    page.route("**/events", lambda route: None)  # no answer, as of a job that takes long
-    opened.upload(large_t1w(48))
-    page.wait_for_selector("#work:not([hidden])")
-    opened.until(lambda: any(url.endswith("/events") for url in opened.requests))
-    assert page.get_attribute("#drop", "inert") is not None
-    opened.upload(large_t1w(48))
-    assert "One image at a time" in opened.text("#problem")
-    with page.expect_request(lambda request: request.method == "DELETE") as deleted:
-        page.click("#cancel")
-    page.wait_for_selector("#work", state="hidden")
-    assert deleted.value.response().status == 204
-    assert page.is_hidden("#problem")
-    assert page.get_attribute("#drop", "inert") is None
-
-    page.unroute("**/events")
-    opened.upload(large_t1w(48))
-    page.wait_for_selector("#controls:not([hidden])")
-    assert not opened.complaints
-
-
-def test_an_image_that_is_cancelled_before_it_is_sent_is_not_sent(
-    browser: "playwright.Browser", service: RunningService
-) -> None:
-    opened = Page(browser, service, 1100)
-    page = opened.page
-    page.evaluate(
-        """() => {
-            const read = Blob.prototype.arrayBuffer;
-            Blob.prototype.arrayBuffer = async function () {
-                await new Promise((done) => { window.readOn = done; });
-                return read.call(this);
-            };
-        }"""
-    )
-    opened.upload(t1w(7))
-    page.click("#cancel")
-    page.evaluate("window.readOn()")
-    page.wait_for_selector("#work", state="hidden")
-    page.wait_for_selector("#intro:not([hidden])")
-    page.wait_for_timeout(500)
-    assert not [url for url in opened.requests if "/v1/jobs" in url]
-    assert page.is_hidden("#problem")
-    opened.context.close()
-
-
 def test_a_drop_while_the_result_is_fetched_leaves_the_view(
     browser: "playwright.Browser", service: RunningService
 ) -> None:
-    opened = Page(browser, service, 1100)
+    opened = Page(browser, service.port, 1100)
     page = opened.page
     held: list[playwright.Route] = []
     page.route("**/pet.json", lambda route: held.append(route))
@@ -298,7 +171,7 @@ def test_a_drop_while_the_result_is_fetched_leaves_the_view(
 def test_two_images_before_the_model_is_known_are_one_at_a_time(
     browser: "playwright.Browser", service: RunningService
 ) -> None:
-    opened = Page(browser, service, 1100)
+    opened = Page(browser, service.port, 1100)
     page = opened.page
     held: list[playwright.Route] = []
     page.route("**/v1/model", lambda route: held.append(route))
@@ -326,7 +199,7 @@ def test_what_comes_to_nothing_has_no_sign(browser: "playwright.Browser") -> Non
 def test_a_map_of_uncertainty_can_be_had(
     browser: "playwright.Browser", service: RunningService
 ) -> None:
-    opened = Page(browser, service, 1100)
+    opened = Page(browser, service.port, 1100)
     page = opened.page
     assert not page.is_checked("#with-map")
     page.focus("#with-map")
@@ -362,7 +235,7 @@ def test_text_has_contrast(
 def test_a_refusal_is_shown_and_nothing_is_lost(
     browser: "playwright.Browser", service: RunningService
 ) -> None:
-    opened = Page(browser, service, 1100)
+    opened = Page(browser, service.port, 1100)
     opened.upload(b"no image at all" * 100, "t1w.nii")
     opened.page.wait_for_selector("#problem:not([hidden])")
     assert "NIfTI" in opened.text("#problem")
@@ -376,7 +249,7 @@ def test_a_refusal_is_shown_and_nothing_is_lost(
 def test_nothing_sticks_out(
     browser: "playwright.Browser", service: RunningService, width: int
 ) -> None:
-    opened = Page(browser, service, width)
+    opened = Page(browser, service.port, width)
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
     assert not opened.page.evaluate(OUTSIDE)
     opened.upload(large_t1w(32))
@@ -391,7 +264,7 @@ def test_nothing_sticks_out(
 def test_the_openapi_page_needs_no_network(
     browser: "playwright.Browser", service: RunningService
 ) -> None:
-    opened = Page(browser, service, 1100)
+    opened = Page(browser, service.port, 1100)
     opened.page.goto(opened.address + "docs")
     opened.until(lambda: "/events" in opened.text("body"))
     assert not opened.complaints

@@ -106,7 +106,12 @@ def reach_moment(
         wait_until(lambda: training.being_saved() is not None, process, 0.0005)
         time.sleep(dice.uniform(0.0, 0.15))
     else:
-        time.sleep(dice.uniform(0.0, 0.5))
+        end = time.monotonic() + dice.uniform(0.0, 0.5)
+        wait_until(
+            lambda: time.monotonic() > end or len(training.log()) > begun + MOST_STEPS,
+            process,
+            0.002,
+        )
 
 
 def kill_one(

@@ -27,6 +27,8 @@ BIN = Path(sys.executable).parent
 PORT, METRICS_PORT = 29500, 9808
 DEADLINE_SECONDS = 400
 NODE_TIMEOUT_SECONDS = 15
+# For what follows then, on a busy machine too; were it not asked for, 180 s would be the time.
+NO_HANG_SECONDS = 60
 # As docs/cluster.md has it: (2 + 1) x 5 s is the ranks' own time.
 SSH_GIVES_UP = "-o ServerAliveInterval=5 -o ServerAliveCountMax=2"
 STEPS = 5
@@ -117,6 +119,21 @@ def scrape(hosts: Cluster, host: int) -> str:
     return hosts.run((host + 1) % NUM_HOSTS, sys.executable, "-c", code)
 
 
+def scrape_all(hosts: Cluster) -> list[str]:
+    """What each node serves, by number, with the training held: there are few steps to wait."""
+    first, last = (
+        next(psutil.Process(pid) for pid in hosts.processes(host) if is_rank(pid))
+        for host in (0, NUM_HOSTS - 1)
+    )
+    first.suspend()  # the others wait for it, and serve
+    served = [scrape(hosts, host) for host in range(1, NUM_HOSTS)]
+    last.suspend()
+    first.resume()
+    served.insert(0, scrape(hosts, 0))
+    last.resume()
+    return served
+
+
 def check_trained(run: Path, prepared: Path) -> None:
     """Eight ranks, disjoint shards, every image once an epoch, one checkpoint."""
     samples = read_samples(run)
@@ -168,7 +185,7 @@ def test_over_ssh_and_pdsh(hosts: Cluster, recipe: Path, prepared: Path, tmp_pat
     run = tmp_path / "run"
     process = over_pdsh(hosts, NUM_HOSTS, recipe, prepared, run)
     wait_for_step(run, 1, [process])
-    served = [scrape(hosts, host) for host in range(NUM_HOSTS)]
+    served = scrape_all(hosts)
     ((code, output),) = finish_all([process], DEADLINE_SECONDS)
     assert code == 0, output
     for host, text in enumerate(served):
@@ -191,9 +208,9 @@ def test_node_that_is_lost_over_pdsh_ends_the_launcher_too(
     cut = time.monotonic()
     # The launcher with pdsh, an ssh for each node, the launchers of the nodes, the ranks.
     while live(pids):
-        assert time.monotonic() - cut < NODE_TIMEOUT_SECONDS + 10, live(pids)
+        assert time.monotonic() - cut < NODE_TIMEOUT_SECONDS + NO_HANG_SECONDS, live(pids)
         time.sleep(0.2)
-    ((code, output),) = finish_all([process], 30)
+    ((code, output),) = finish_all([process], NO_HANG_SECONDS)
     hosts.reconnect(lost)
     assert code != 0
     assert "Traceback" not in output
@@ -240,11 +257,11 @@ def test_node_that_is_lost_ends_the_job_and_is_named(
     hosts.cut_off(lost)
     cut = time.monotonic()
     # The ranks hold the GPUs. Their launchers look once a second, and go when they have seen it.
-    for ending, seconds in ((ranks, NODE_TIMEOUT_SECONDS + 10), (pids, NODE_TIMEOUT_SECONDS + 30)):
+    for ending in (ranks, pids):
         while live(ending):
-            assert time.monotonic() - cut < seconds, live(ending)
+            assert time.monotonic() - cut < NODE_TIMEOUT_SECONDS + NO_HANG_SECONDS, live(ending)
             time.sleep(0.2)
-    results = finish_all([processes[host] for host in here], 30)
+    results = finish_all([processes[host] for host in here], NO_HANG_SECONDS)
     hosts.reconnect(lost)
     for code, output in results:
         assert code != 0

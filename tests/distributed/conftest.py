@@ -45,11 +45,14 @@ def world_of_one() -> Iterator[None]:
 def launch(repository: Path) -> Launch:
     """Start `deepspeed --num_gpus 2 ganbert/train.py ...` as a user does."""
 
-    def start(*arguments: object, num_ranks: int = 2) -> subprocess.Popen[str]:
+    train = repository / "ganbert" / "train.py"
+
+    def start(
+        *arguments: object, num_ranks: int = 2, script: Path = train
+    ) -> subprocess.Popen[str]:
         launcher = Path(sys.executable).with_name("deepspeed")
         environment = {**os.environ, "PATH": f"{launcher.parent}:{os.environ['PATH']}"}
         command = [launcher, "--num_gpus", num_ranks, "--master_port", free_port()]
-        script = repository / "ganbert" / "train.py"
         return subprocess.Popen(
             [str(part) for part in (*command, script, *arguments)],
             stdout=subprocess.PIPE,

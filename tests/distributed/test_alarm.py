@@ -40,7 +40,7 @@ DEATH = "expected a process that trains, found none on its node: it was killed o
 def run(
     folder: Path, deeds: dict[int, Deed], address: str = LOOPBACK
 ) -> tuple[list[int | None], list[str]]:
-    """Exit codes and words of the ranks, all of which end within a minute."""
+    """Exit codes and words of the ranks, none of which hangs."""
     ranks = [
         PROCESSES.Process(target=run_rank, args=(rank, folder, deeds, address))
         for rank in range(SIZE)
@@ -53,7 +53,7 @@ def run(
 
 
 def join(ranks: list[BaseProcess]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150  # of 180, after which a rank is given up
     try:
         for rank in ranks:
             rank.join(max(0.0, deadline - time.monotonic()))
@@ -177,7 +177,7 @@ def test_the_kernel_gives_a_node_up_after_the_very_time_that_was_asked_for(secon
 def join_exchange(exchange: Exchange, first_line: bytes | None) -> socket.socket:
     """Connect as a rank or a stranger does, and say the first line, if any."""
     port, _ = exchange.invitation
-    connection = socket.create_connection((LOOPBACK, port), timeout=10)
+    connection = socket.create_connection((LOOPBACK, port), timeout=60)
     if first_line is not None:
         connection.sendall(first_line + b"\n")
     return connection
@@ -214,22 +214,23 @@ def test_a_stranger_is_sent_away_without_a_word(
     assert (capfd.readouterr().err, caplog.text) == ("", "")
 
 
-def test_a_silent_stranger_holds_nobody_up_and_is_sent_away(
+def test_a_silent_stranger_holds_nobody_up(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ganbert.exchange._STRANGER_SECONDS", 4.0)
+    monkeypatch.setattr("ganbert.exchange._STRANGER_SECONDS", 600.0)
     exchange = Exchange(["host"] * 2, LOOPBACK, 180)
     silent, slow = join_exchange(exchange, None), join_exchange(exchange, None)
     slow.sendall(b'["he')
     ranks = [as_rank(exchange, rank) for rank in range(2)]
-    started = time.monotonic()
     cause = asdict(Cause(1, "a full disk", 2))
     ranks[1].sendall(json.dumps(["failed", cause]).encode() + b"\n")
     for rank in ranks:
         assert json.loads(rank.makefile().readline()) == ["failed", cause]
-    assert time.monotonic() - started < 3
-    for stranger in (silent, slow):
-        assert stranger.recv(1) == b""
+    for stranger in (silent, slow):  # all the while they were there
+        stranger.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            stranger.recv(1)
+        stranger.close()
     for rank in ranks:
         rank.sendall(b'["heard", null]\n')
         rank.close()
@@ -238,11 +239,28 @@ def test_a_silent_stranger_holds_nobody_up_and_is_sent_away(
     assert capfd.readouterr().err == ""
 
 
-def test_a_rank_may_be_silent_for_as_long_as_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("said", [b"", b'["he'], ids=["silent", "slow"])
+def test_a_stranger_that_does_not_say_who_it_is_is_sent_away(
+    said: bytes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("ganbert.exchange._STRANGER_SECONDS", 0.2)
     exchange = Exchange(["host"] * 2, LOOPBACK, 180)
+    stranger = join_exchange(exchange, None)
+    stranger.sendall(said)
+    assert stranger.recv(1) == b""  # before this gives up, after 60 s
+    monkeypatch.setattr("ganbert.exchange._STRANGER_SECONDS", 600.0)
+    for rank in [as_rank(exchange, rank) for rank in range(2)]:
+        rank.sendall(b'["bye", null]\n')
+    exchange.wait_for_all_to_leave(10)
+    assert not exchange.is_at_work
+    assert capfd.readouterr().err == ""
+
+
+def test_a_rank_may_be_silent_for_as_long_as_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ganbert.exchange._STRANGER_SECONDS", 1.0)
+    exchange = Exchange(["host"] * 2, LOOPBACK, 180)
     ranks = [as_rank(exchange, rank) for rank in range(2)]
-    time.sleep(0.6)
+    time.sleep(1.5)
     for rank in ranks:
         rank.setblocking(False)
         with pytest.raises(BlockingIOError):  # nothing has come, and it is open

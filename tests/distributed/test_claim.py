@@ -11,16 +11,27 @@ from ganbert.folder_lock import LOCK_NAME, held
 
 from .conftest import RECIPE, free_port, place_of
 
-# Rank 0 is late: whatever the others do without its word, they do by then.
+# Rank 0 is late: whatever the other one does without its word, it does by then. One that does not
+# wait for the word is given a minute.
 PROGRAM = """
-import time
+import os, time
+from pathlib import Path
 from ganbert import train
 
 def claim_late(output):
-    time.sleep(8)
+    end = time.monotonic() + 60
+    while not waits.exists() and time.monotonic() < end:
+        time.sleep(0.01)
     return claim(output)
 
+def wait_for_the_word():
+    if os.environ["RANK"] == "1":
+        waits.touch()
+    barrier()
+
+waits = Path(os.environ["WAITS"])
 claim, train.claim = train.claim, claim_late
+barrier, train.barrier = train.barrier, wait_for_the_word
 train.main()
 """
 
@@ -36,13 +47,14 @@ def test_a_run_that_another_process_holds_is_left_as_it_is(prepared: Path, tmp_p
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, *map(str, options)],
-                env=place_of(rank, 2, port, ranks_here=2), stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, text=True,
+                env=place_of(rank, 2, port, ranks_here=2) | {"WAITS": str(tmp_path / "waits")},
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )
             for rank in range(2)
         ]  # fmt: skip
-        outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+        outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
         assert [path.name for path in run.iterdir()] == [LOCK_NAME], outputs
+        assert (tmp_path / "waits").exists()
     assert [rank.returncode for rank in ranks] == [EXIT_USER_ERROR] * 2, outputs
     for output in outputs:
         assert "expected a run that nobody else is training, found another process" in output

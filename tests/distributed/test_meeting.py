@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ganbert.errors import EXIT_NOT_MET
+from tests.failing_ranks import HANGS_SECONDS, wait_in_store
 
 from .conftest import RECIPE, free_port, place_of
 
@@ -21,10 +22,11 @@ with one_line_errors():
 """
 # Argument 1 is what is done before the ranks meet, 2 the seconds that they wait for each other.
 START = """
-import os, sys, time
+import sys
 from datetime import timedelta
 from ganbert.errors import GanbertError, one_line_errors
 from ganbert.meeting import Meeting
+from tests.failing_ranks import hold, wait_in_store
 
 def err():
     raise GanbertError("here", expected="a file", found="none", remedy="mend it")
@@ -41,27 +43,46 @@ barrier()
 print("went on")
 """
 MISTAKE = "here: expected a file, found none; mend it"
-LONG = 240
+LONG = 4 * HANGS_SECONDS
 
 
-def start_ranks(
-    *deeds: str | None, seconds: float = LONG, ranks_here: int = 1
-) -> list[tuple[int, str]]:
-    """Start a rank for each deed, None is not started; return exit codes and words."""
-    port, processes = free_port(), []
-    for rank, deed in enumerate(deeds):
-        if deed is not None:
-            environment = place_of(rank, len(deeds), port, ranks_here=ranks_here)
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", START, deed, str(seconds)],
-                    env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                )
-            )  # fmt: skip
-    outputs = [process.communicate(timeout=150)[0] for process in processes]
-    return [
-        (process.returncode, output) for process, output in zip(processes, outputs, strict=True)
-    ]
+def start_rank(
+    deed: str, rank: int, size: int, port: int, *, seconds: float = LONG, ranks_here: int = 1
+) -> subprocess.Popen[str]:
+    root = str(Path(__file__).parents[2])
+    return subprocess.Popen(
+        [sys.executable, "-c", START, deed, str(seconds)],
+        env=place_of(rank, size, port, ranks_here=ranks_here) | {"PYTHONPATH": root},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def release(*ranks: subprocess.Popen[str]) -> None:
+    """Let ranks that `hold()` go on when all are here."""
+    for rank in ranks:
+        assert rank.stdout is not None
+        assert rank.stdout.readline() == "here\n"
+    for rank in ranks:
+        assert rank.stdin is not None
+        rank.stdin.write("\n")
+        rank.stdin.flush()
+
+
+def results_of(ranks: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """Exit codes and words; no rank may hang, nor wait for LONG for one that does not come."""
+    outputs = [rank.communicate(timeout=HANGS_SECONDS)[0] for rank in ranks]
+    return [(rank.returncode, output) for rank, output in zip(ranks, outputs, strict=True)]
+
+
+def start_ranks(*deeds: str, ranks_here: int = 1) -> list[tuple[int, str]]:
+    """Start a rank for each deed; return exit codes and words."""
+    size, port = len(deeds), free_port()
+    return results_of(
+        [
+            start_rank(deed, rank, size, port, ranks_here=ranks_here)
+            for rank, deed in enumerate(deeds)
+        ]
+    )
 
 
 def lines_of(output: str) -> list[str]:
@@ -86,7 +107,7 @@ def test_a_master_port_that_is_taken_is_one_line() -> None:
 
 
 def test_ranks_that_can_start_go_on_together() -> None:
-    for code, output in start_ranks("pass", "time.sleep(2)", "pass"):
+    for code, output in start_ranks("pass", "wait_in_store('rank 0', 'rank 2')", "pass"):
         assert (code, output.splitlines()[-1:]) == (0, ["went on"]), output
 
 
@@ -94,9 +115,7 @@ def test_ranks_that_can_start_go_on_together() -> None:
 def test_the_mistake_of_one_node_alone_is_one_line_of_each_and_soon(culprit: int) -> None:
     deeds = ["pass", "pass", "pass"]
     deeds[culprit] = "err()"
-    started = time.monotonic()
     results = start_ranks(*deeds)
-    assert time.monotonic() - started < 60 < LONG
     for rank, (code, output) in enumerate(results):
         of = "" if rank == culprit else f"rank {culprit}: "
         assert lines_of(output) == [f"ganbert: rank {rank}: error: {of}{MISTAKE}"]
@@ -104,7 +123,7 @@ def test_the_mistake_of_one_node_alone_is_one_line_of_each_and_soon(culprit: int
 
 
 def test_one_that_comes_when_the_others_have_failed_hears_why() -> None:
-    results = start_ranks("err()", "time.sleep(8)")
+    results = start_ranks("err()", "wait_in_store('verdict')")
     assert [code for code, _ in results] == [2, 2]
     assert lines_of(results[1][1]) == [f"ganbert: rank 1: error: rank 0: {MISTAKE}"]
 
@@ -138,60 +157,53 @@ def test_a_bug_or_a_wrong_option_of_one_rank_ends_all_too(deed: str, code: int, 
 
 
 def test_a_rank_that_never_comes_is_named_in_time() -> None:
-    started = time.monotonic()
-    results = start_ranks("pass", None, "pass", None, seconds=15)
-    assert time.monotonic() - started < 60
-    for code, output in results:
+    port = free_port()
+    ranks = [start_rank("hold()", rank, 4, port, seconds=10) for rank in (0, 2)]
+    release(*ranks)  # together: those that come wait 10 s for each other too
+    for code, output in results_of(ranks):
         assert code == EXIT_NOT_MET
         (line,) = lines_of(output)
-        assert "expected 4 ranks within 0:00:15, found no word of rank 1, 3; look at" in line
+        assert "expected 4 ranks within 0:00:10, found no word of rank 1, 3; look at" in line
         assert "Traceback" not in output
 
 
 def test_one_that_is_killed_waiting_and_started_again_does_not_count_for_another() -> None:
     port = free_port()
-
-    def start(rank: int) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", START, "print('came', flush=True)", "25"]
-        return subprocess.Popen(
-            command, env=place_of(rank, 3, port), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-
-    first, second = start(0), start(1)
-    for process in (first, second):
-        assert process.stdout is not None
-        assert process.stdout.readline() == "came\n"
-    time.sleep(3)  # until both wait in the store
+    first, second, again = (start_rank("hold()", k, 3, port, seconds=15) for k in (0, 1, 1))
+    release(first, second)
+    wait_in_store("rank 0", "rank 1", port=port)
     second.kill()
-    again = start(1)
-    results = [(process.wait(120), process.communicate()[0]) for process in (first, again)]
-    second.communicate()
-    for code, output in results:
+    release(again)
+    for code, output in results_of([first, again]):
         assert code == EXIT_NOT_MET, output
         assert "found no word of rank 2; look at" in output
+    second.communicate()
 
 
 def test_a_rank_that_waits_for_others_prints_its_stacks_when_asked(
     prepared: Path, repository: Path, tmp_path: Path
 ) -> None:
-    script, log = repository / "ganbert" / "train.py", tmp_path / "log"
+    script, log, port = repository / "ganbert" / "train.py", tmp_path / "log", free_port()
     options = ["--config", RECIPE, "--data", prepared, "--output", tmp_path / "run"]
     with log.open("w") as stream:
         rank = subprocess.Popen(
             [sys.executable, script, *options],
-            env=place_of(0, 2, free_port()), stdout=stream, stderr=stream,
+            env=place_of(0, 2, port), stdout=stream, stderr=stream,
         )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        while "meeting.py" not in log.read_text():
-            time.sleep(2)
+
+    def ask(times: int) -> None:
+        rank.send_signal(signal.SIGUSR1)
+        deadline = time.monotonic() + HANGS_SECONDS
+        while log.read_text().count("meeting.py") < times:
             assert time.monotonic() < deadline
             assert rank.poll() is None, log.read_text()
-            rank.send_signal(signal.SIGUSR1)
+            time.sleep(0.05)
+
+    try:
+        wait_in_store("rank 0", port=port)
+        ask(1)
         assert "most recent call first" in log.read_text()
-        time.sleep(1)
-        assert rank.poll() is None
+        ask(log.read_text().count("meeting.py") + 1)  # it waits on
     finally:
         rank.kill()
         rank.wait()

@@ -78,9 +78,11 @@ def test_interrupted_and_resumed_run_ends_with_the_weights_of_an_undisturbed_one
     assert whole[-1]["samples_seen"] == MAX_STEPS * 2 * 2  # accumulation 2, two ranks
 
     process = launch(*options, tmp_path / "cut")
+    wait_for_step(tmp_path / "cut", 1, process)
+    ranks = ranks_of(process)  # looked for before: what is left of 40 steps may be soon over
     wait_for_step(tmp_path / "cut", 3, process)
     # One rank alone hears it, and not the first: the ranks must agree to leave together.
-    ranks_of(process)[1].send_signal(signal.SIGTERM)
+    ranks[1].send_signal(signal.SIGTERM)
     code, output = finish(process)
     assert code == EXIT_INTERRUPTED, output
     (checkpoint,) = list_checkpoints(tmp_path / "cut")
@@ -130,6 +132,27 @@ def test_metrics_are_served_while_training_and_report_this_run(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_sigterm_to_the_bare_launcher_saves_and_leaves_no_rank_behind(
+    launch: Launch, prepared: Path, tmp_path: Path
+) -> None:
+    """It dies at once and tells nobody: the ranks see it."""
+    run = tmp_path / "run"
+    options = ("--config", RECIPE, "--data", prepared, "--output", run)
+    process = launch(*options, "--max-steps", 100000)
+    wait_for_step(run, 2, process)
+    ranks = ranks_of(process)
+    process.terminate()
+    code, output = finish(process)
+    assert code == -signal.SIGTERM
+    assert "interrupted at step" in output
+    assert not psutil.wait_procs(ranks.values(), timeout=60)[1]
+    (checkpoint,) = list_checkpoints(run)
+    assert find_damage(checkpoint) is None
+    assert json.loads((checkpoint / "state.json").read_text())["step"] == read_log(run)[-1]["step"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_file_that_breaks_while_training_is_named_on_each_rank_and_ends_the_job(
     launch: Launch, prepared: Path, tmp_path: Path
 ) -> None:
@@ -141,7 +164,7 @@ def test_file_that_breaks_while_training_is_named_on_each_rank_and_ends_the_job(
     os.truncate(broken, 400)
     started = time.monotonic()
     code, output = finish(process)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 150  # of 180, after which a node is given up
     assert code == EXIT_USER_ERROR, output
     size = (prepared / broken.relative_to(data)).stat().st_size
     cause = f"{broken}: expected {size} bytes, found 400 bytes; run `ganbert prepare` again"
@@ -219,5 +242,5 @@ def test_a_signal_ends_the_wait_for_prometheus_and_the_run_has_ended_well(
         rank.send_signal(signal.SIGTERM)
     code, rest = finish(process)
     assert code == 0, output + rest
-    assert time.monotonic() - started < 40, rest  # of 65
+    assert time.monotonic() - started < 55, rest  # of 65
     assert "Traceback" not in rest

@@ -20,7 +20,7 @@ from .containers import Engine
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # the first test builds the images
 
 # Of the 600 s that the manifests give between SIGTERM and SIGKILL.
-GRACE_SECONDS = 60
+GRACE_SECONDS = 110
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Training:
         start = time.monotonic()
         output, _ = self.container.communicate(timeout=120)
         seconds = time.monotonic() - start
-        _, left = psutil.wait_procs(everything, timeout=1)
+        _, left = psutil.wait_procs(everything, timeout=20)
         assert not left, output
         return self.container.returncode, output, seconds
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,26 @@ def test_another_rule_in_the_same_folder_is_named(rule: str, tmp_path: Path) -> 
         run(bids, tmp_path / "out", frames=rule)
     with pytest.raises(OutputError, match="--unit SUVR, found one made with no --unit"):
         run(bids, tmp_path / "out", unit="SUVR")
+
+
+def test_an_average_that_takes_its_frames_for_corrected_says_so(tmp_path: Path) -> None:
+    bids, out, said = tmp_path / "bids", tmp_path / "out", StringIO()
+    for subject in ("02", "03", "04", "05"):
+        write_t1w(bids, subject)
+        write_pet(bids, subject, Units="Bq/mL")
+    write_dynamic(bids, [1, 2, 3, 4], Units="Bq/mL")
+    for path in bids.glob("sub-0[2-5]/pet/*"):
+        path.write_bytes(next(bids.glob(f"sub-01/pet/*{''.join(path.suffixes)}")).read_bytes())
+    write_image(tmp_path / "mask.nii.gz", (head(1) > 0).astype(np.float32))
+    recast = RecastOptions(
+        frames="halves", unit="SUVR", reference_mask=str(tmp_path / "mask.nii.gz")
+    )
+    grids = {"mri_grid": TINY_MRI_GRID, "pet_grid": TINY_PET_GRID}
+    prepare(bids, out, recast=recast, jobs=1, console=Console(file=said, width=500), **grids)
+    note = "its frames are averaged as decay-corrected, which nothing says"
+    lines = read_tsv(out / "prepare-report.tsv")
+    assert [note in line["reason"] for line in lines] == [True] * 5
+    # One line of the console for all of them.
+    (line,) = [line for line in said.getvalue().splitlines() if note in line]
+    assert line.startswith("sub-01/pet/")
+    assert " and 2 more: " in line

@@ -76,7 +76,7 @@ def test_names_of_pods_are_those_in_the_hostfile(target: str) -> None:
         assert service["spec"]["publishNotReadyAddresses"] is True
         assert service["spec"]["selector"].items() <= pod.labels.items()
     else:  # <jobset>-<replicated job>-<replica>-<index>.<jobset>
-        owner = find(documents, "TrainJob" if kind == "ClusterTrainingRuntime" else kind)
+        owner = find(documents, "TrainJob" if kind == "TrainingRuntime" else kind)
         template = find(documents, kind)["spec"]
         template = template.get("template", {}).get("spec", template)
         assert template["network"]["publishNotReadyAddresses"] is True
@@ -89,8 +89,9 @@ def test_names_of_pods_are_those_in_the_hostfile(target: str) -> None:
 
 def test_trainjob_and_its_runtime_agree() -> None:
     documents = render("overlays/trainer-v2")
-    job, runtime = find(documents, "TrainJob"), find(documents, "ClusterTrainingRuntime")
-    assert job["spec"]["runtimeRef"]["name"] == runtime["metadata"]["name"]
+    job, runtime = find(documents, "TrainJob"), find(documents, "TrainingRuntime")
+    reference = job["spec"]["runtimeRef"]
+    assert (reference["kind"], reference["name"]) == (runtime["kind"], runtime["metadata"]["name"])
     assert job["spec"]["trainer"]["numNodes"] == runtime["spec"]["mlPolicy"]["numNodes"] == 8
     (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
     step = "trainer.kubeflow.org/trainjob-ancestor-step"
@@ -282,8 +283,8 @@ def test_mpijob_hands_the_workers_environment_on() -> None:
     """pdsh drops what DeepSpeed does not know; the file brings what a worker's container sets."""
     documents = render("overlays/mpijob")
     worker, launcher = sorted(pods(documents), key=lambda pod: pod.labels[COMPONENT], reverse=True)
-    # Two are in the arguments of the Job's command, one is for the entrypoint, which ssh goes past.
-    not_for_ranks = {"GANBERT_NODES", "GANBERT_MASTER", "GANBERT_UMASK"}
+    # They are in the arguments of the Job's command.
+    not_for_ranks = {"GANBERT_NODES", "GANBERT_MASTER"}
     wanted = environment(worker.container("train"))
     wanted = {name: value for name, value in wanted.items() if name not in not_for_ranks}
     assert handed_on(documents) == wanted

@@ -28,8 +28,6 @@ from .policies import violations
 from .test_pages import COMMANDS, PAGE, objects
 from .test_render import CRD_VARIABLE, VERSIONS, errors, is_custom
 
-# Of the kinds that any folder applies, those that belong to no namespace.
-CLUSTER_WIDE = {"Namespace", "ClusterTrainingRuntime"}
 STEPS = tuple(name.removeprefix("example/") for name in EXAMPLES)
 CLUSTER = "kubernetes/mine/cluster/kustomization.yaml"
 
@@ -82,7 +80,7 @@ def mine(tmp_path: Path) -> Copy:
 
 def check_namespaces(documents: list[Document], namespace: str) -> None:
     for document in documents:
-        of = None if document["kind"] in CLUSTER_WIDE else namespace
+        of = None if document["kind"] == "Namespace" else namespace
         assert document["metadata"].get("namespace") == of, document["metadata"]["name"]
 
 
@@ -204,7 +202,7 @@ def test_the_namespace_is_said_once(mine: Copy) -> None:
 
 KINDS = {
     "base": "Job", "overlays/kueue": "Job", "overlays/dgx1-8node": "Job",
-    "overlays/jobset": "JobSet", "overlays/trainer-v2": "ClusterTrainingRuntime",
+    "overlays/jobset": "JobSet", "overlays/trainer-v2": "TrainingRuntime",
     "overlays/mpijob": "MPIJob",
 }  # fmt: skip
 

@@ -139,14 +139,15 @@ def test_a_pod_that_waits_for_another_leaves_at_once(made: Pods) -> None:
     former, hosts["value"] = hosts["value"], "ganbert-nowhere-INDEX.invalid"
     try:
         waiting = made.start_container("hostfile", 0)
-        time.sleep(3)
+        assert waiting.stdout is not None
+        said = waiting.stdout.readline()
         assert waiting.poll() is None
         made.first_process(waiting).send_signal(signal.SIGTERM)
-        ((code, output),) = exit_codes([waiting], 20)
+        ((code, _),) = exit_codes([waiting], SECONDS)
     finally:
         hosts["value"] = former
     assert code == 143
-    assert "waiting for the pod ganbert-nowhere-0.invalid" in output
+    assert "waiting for the pod ganbert-nowhere-0.invalid" in said
     assert action(find(render(TARGET), "Job")["spec"], code) == "Ignore"
 
 

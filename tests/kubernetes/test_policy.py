@@ -272,6 +272,7 @@ def test_a_run_of_root_and_of_the_other_user_is_of_both() -> None:
     assert root.spec["securityContext"]["runAsUser"] == 0
     for writer in (root, other):
         assert environment(writer.container("train"))["GANBERT_UMASK"] == "002"
+    assert "\nGANBERT_UMASK=002\n" in (KUBERNETES / "overlays/mpijob/deepspeed_env").read_text()
     groups = {
         pod.spec["securityContext"][key]
         for pod in (root, other, reader)

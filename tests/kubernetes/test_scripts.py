@@ -233,7 +233,7 @@ def test_staging_that_is_stopped_stops_at_once(tmp_path: Path) -> None:
     source.mkdir()
     (source / "index.json").write_text("{}")
     slow.parent.mkdir()
-    slow.write_text(f"#!/bin/sh\ntouch {tmp_path}/began\nexec sleep 60\n")
+    slow.write_text(f"#!/bin/sh\ntouch {tmp_path}/began\nexec sleep 600\n")
     slow.chmod(0o755)
     process = subprocess.Popen(
         ["bash", LOCAL_CACHE / "stage.sh", source, tmp_path / "copy"],
@@ -245,7 +245,7 @@ def test_staging_that_is_stopped_stops_at_once(tmp_path: Path) -> None:
             assert time.monotonic() < end
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == STOPPED_BEFORE_SAVING
+        assert process.wait(60) == STOPPED_BEFORE_SAVING
         assert not (tmp_path / "copy").exists()
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -322,7 +322,7 @@ def test_the_code_of_a_prepare_that_is_stopped_is_its_own(tmp_path: Path) -> Non
     command.write_text(
         f"#!{sys.executable}\nimport os, pathlib, signal, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: os._exit(7))\n"
-        f"pathlib.Path({str(began)!r}).touch()\ntime.sleep(60)\n"
+        f"pathlib.Path({str(began)!r}).touch()\ntime.sleep(600)\n"
     )
     command.chmod(0o755)
     codes = []

@@ -30,6 +30,7 @@ class Server(ThreadingHTTPServer):
     pods : status of each
     active : of the Job's status
     events : what the Job's warnings say
+    pod_events : of its pods: number of the pod, type, reason, message, and when it came last
     asked : how often for the Job
     """
 
@@ -41,11 +42,12 @@ class Server(ThreadingHTTPServer):
         self.pods: list[Document] = [ended]
         self.active = 0
         self.events: list[str] = []
+        self.pod_events: list[tuple[int, str, str, str, str | None]] = []
         self.asked = 0
 
     def answer(self, path: str) -> tuple[int, Document]:
         """Return status and body of a GET."""
-        path = path.partition("?")[0]
+        path, _, asked_for = path.partition("?")
         if path == "/api":
             return 200, {"kind": "APIVersions", "versions": ["v1"]}
         if path == "/apis":
@@ -62,6 +64,12 @@ class Server(ThreadingHTTPServer):
                 return 200, {"kind": "APIResourceList", "groupVersion": group, "resources": kinds}
         if path.endswith("/pods"):
             return 200, listed("Pod", [{"status": status} for status in self.pods])
+        if path.endswith("/events") and "involvedObject.kind%3DPod" in asked_for:
+            return 200, listed("Event", [
+                {"involvedObject": {"name": f"one-{pod}"}, "type": kind, "reason": reason,
+                 "message": message, "lastTimestamp": last}
+                for pod, kind, reason, message, last in self.pod_events
+            ])  # fmt: skip
         if path.endswith("/events"):
             return 200, listed("Event", [{"reason": "Bad", "message": m} for m in self.events])
         self.asked += 1
@@ -189,8 +197,50 @@ def test_it_says_once_what_the_pods_wait_for(server: Server, tmp_path: Path) -> 
     wait_until_asked(server, 4)
     server.conditions = [condition("Complete")]
     _, errors = process.communicate(timeout=60)
-    said = ["j waits: one-0: 0/8 nodes", "one-2: Back-off pulling image"]
-    assert errors.splitlines() == said
+    assert errors.splitlines() == [
+        "j waits: one-2: ImagePullBackOff Back-off pulling image",
+        "one-0: Unschedulable 0/8 nodes",
+    ]
+
+
+MOUNT = "MountVolume.SetUp failed: exit status 32\nOutput: mount.nfs: Connection timed out\n"
+
+
+def later(minute: int) -> str:
+    return f"2026-01-01T00:{minute:02d}:00Z"
+
+
+def test_it_says_which_volume_holds_pods_that_are_only_created(
+    server: Server, tmp_path: Path
+) -> None:
+    """The trap: ContainerCreating for hours, whose cause stands in the events alone."""
+    creating = {"phase": "Pending", "conditions": [ON_A_NODE], "containerStatuses": [STARTING]}
+    begun = {**creating, "initContainerStatuses": [{"state": {"running": {"startedAt": later(1)}}}]}
+    server.active = 5
+    server.pods = [creating, creating, creating, creating, begun]
+    server.pod_events = [
+        (0, "Warning", "FailedMount", MOUNT, later(9)),
+        (0, "Warning", "FailedAttachVolume", "an older one", later(4)),
+        (0, "Normal", "Scheduled", "to a node", None),
+        (1, "Warning", "FailedMount", "the same of another pod", later(8)),
+        (2, "Warning", "FailedMount", "a ConfigMap that came a moment later", later(3)),
+        (2, "Normal", "Pulling", "an image", later(5)),
+        (4, "Warning", "FailedMount", "mended since", later(2)),
+        (7, "Warning", "FailedMount", "another Job's", later(9)),
+    ]
+    process = start(server, tmp_path)
+    wait_until_asked(server, 4)
+    server.pod_events = [(0, "Warning", "FailedAttachVolume", "Multi-Attach error", later(12))]
+    wait_until_asked(server, server.asked + 3)
+    process.terminate()  # as timeout(1) does
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert errors.splitlines() == [
+        "j waits: one-0: FailedMount MountVolume.SetUp failed: exit status 32 "
+        "Output: mount.nfs: Connection timed out",
+        "j waits: one-0: FailedAttachVolume Multi-Attach error",
+        "j has not ended and waits: one-0: FailedAttachVolume Multi-Attach error",
+    ]
 
 
 def test_it_says_why_there_are_no_pods(server: Server, tmp_path: Path) -> None:

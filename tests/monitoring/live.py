@@ -59,7 +59,7 @@ class Prometheus:
         found: list[dict[str, Any]] = self.ask("query_range", query=expression, **span)["result"]
         return found
 
-    def wait_for(self, expression: str, seconds: float = 60) -> None:
+    def wait_for(self, expression: str, seconds: float = 120) -> None:
         """Return when an expression has a series."""
         end = time.monotonic() + seconds
         while not self.query(expression):
@@ -122,7 +122,7 @@ def prometheus(
                 rule["for"] = patience
     (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
     config = {
-        "global": {"scrape_interval": f"{scrape_seconds}s", "scrape_timeout": "1s"},
+        "global": {"scrape_interval": f"{scrape_seconds}s", "scrape_timeout": f"{scrape_seconds}s"},
         "rule_files": [str(folder / "rules.yaml")],
         "scrape_configs": [
             {
@@ -157,4 +157,4 @@ def prometheus(
         yield server
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)

@@ -1,7 +1,6 @@
 """Every query of the dashboards and rules, asked of a real Prometheus beside a real training."""
 
 import http.client
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,9 +45,13 @@ def watched(tmp_path_factory: pytest.TempPathFactory, tiny_export: Path) -> Iter
             server.wait_for("ganbert_checkpoint_seconds_count > 1", 240)
             _upload(service.port, next(folder.glob("bids/sub-*/**/*_T1w.nii.gz")))
             _upload(service.port, folder / "recipe" / "run.yaml")
-            server.wait_for('ganbert_serve_failures_total{kind="refused"} > 0')
-            server.wait_for("ganbert_serve_job_seconds_count > 0")
-            time.sleep(8)  # rates want two samples of each
+            # Rates want two samples of each, of what comes last too.
+            for last in (
+                'ganbert_serve_failures_total{kind="refused"}',
+                "ganbert_serve_job_seconds_count > 0",
+                "ganbert_checkpoint_seconds_count > 0",
+            ):
+                server.wait_for(f"count_over_time(({last})[{WINDOW}:1s]) > 5")
             yield server
 
 

@@ -42,17 +42,28 @@ def counting(per_minute: float, minutes: int = A_DAY) -> str:
 
 
 def unfinished(step: float = 10) -> dict[str, str]:
-    return {f"ganbert_step{{{RUN}}}": steady(step), f"ganbert_max_steps{{{RUN}}}": steady(100)}
+    return {
+        f"ganbert_step{{{RUN}}}": steady(step),
+        f"ganbert_max_steps{{{RUN}}}": steady(100),
+        f"ganbert_finished{{{RUN}}}": steady(0),
+    }
 
 
 def went_away(
-    step: float, max_steps: int = 100, *, start: int = 0, pod: str = "a"
+    step: float,
+    max_steps: int = 100,
+    *,
+    start: int = 0,
+    pod: str = "a",
+    finished: bool | None = None,
 ) -> dict[str, str]:
-    """Series of a pod that trained from minute `start` to 140."""
+    """Series of a pod that trained from minute `start` to 140; finished: with its last step."""
+    end = int(step == max_steps if finished is None else finished)
     minutes, labels, before = 140 - start, f'{RUN},pod="{pod}"', f"_x{start - 1} " * (start > 0)
     return {
         f"ganbert_step{{{labels}}}": f"{before}0+{step / 20}x20 {step}x{minutes - 21} stale",
         f"ganbert_max_steps{{{labels}}}": f"{before}{max_steps}x{minutes} stale",
+        f"ganbert_finished{{{labels}}}": f"{before}0x{minutes - 1} {end} stale",
         f"ganbert_last_step_timestamp_seconds{{{labels}}}": (
             f"{before}{60 * start}+60x{minutes} stale"
         ),
@@ -65,6 +76,7 @@ def earlier(step: float, max_steps: int) -> dict[str, str]:
     return {
         f"ganbert_step{{{labels}}}": f"{step}x100 stale",
         f"ganbert_max_steps{{{labels}}}": f"{max_steps}x100 stale",
+        f"ganbert_finished{{{labels}}}": f"{int(step == max_steps)}x100 stale",
         f"ganbert_last_step_timestamp_seconds{{{labels}}}": "0+60x100 stale",
     }
 
@@ -159,7 +171,16 @@ CASES: dict[str, list[tuple[bool, dict[str, str]]]] = {
     "GanbertTrainingStalled": [
         (True, {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": steady(60), **unfinished()}),
         (False, {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": counting(60), **unfinished()}),
-        (False, {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": steady(60), **unfinished(100)}),
+        # In its last checkpoint, and then at its end.
+        (True, {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": steady(60), **unfinished(100)}),
+        (
+            False,
+            {
+                f"ganbert_last_step_timestamp_seconds{{{RUN}}}": steady(60),
+                **unfinished(100),
+                f"ganbert_finished{{{RUN}}}": steady(1),
+            },
+        ),
     ],
     "GanbertTrainingNotBegun": [
         (True, active("ganbert-train")),
@@ -174,6 +195,9 @@ CASES: dict[str, list[tuple[bool, dict[str, str]]]] = {
         (True, went_away(10)),
         (False, went_away(100)),  # at its end
         (True, went_away(99)),
+        (True, went_away(100, finished=False)),  # its last checkpoint or its export failed
+        (False, went_away(100, finished=False) | job("r", complete=True)),
+        (False, went_away(100, start=110) | went_away(100, finished=False, pod="b")),
         (
             False,
             {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": counting(60), **unfinished()},
@@ -186,6 +210,7 @@ CASES: dict[str, list[tuple[bool, dict[str, str]]]] = {
         (False, went_away(100, start=110) | earlier(10, 5000)),
         (True, went_away(10, start=110) | earlier(5000, 5000)),
         (False, went_away(100) | went_away(99, pod="c")),
+        (False, went_away(100) | went_away(100, finished=False, pod="c")),
     ],
     "GanbertRankMissing": [
         (True, {f"ganbert_ranks{{{RUN}}}": steady(3), **own_times(1, 1)}),

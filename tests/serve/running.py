@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,9 +77,9 @@ class RunningService(AbstractContextManager["RunningService"]):
 
     def ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None,
-        **options: Any,
+        *, heard: Callable[[], object] = lambda: None, **options: Any,
     ) -> Answer:  # fmt: skip
-        """Send one request over a connection of its own."""
+        """Send one request over a connection of its own; call `heard` when its answer begins."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             try:
@@ -86,6 +87,7 @@ class RunningService(AbstractContextManager["RunningService"]):
             except BrokenPipeError:
                 pass  # refused before all was sent; the answer is there
             answer = connection.getresponse()
+            heard()
             return Answer(
                 answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
             )

@@ -210,7 +210,7 @@ def test_an_image_whose_sender_goes_is_deleted_and_not_computed(
         connection.sendall(body[: round(share * len(body))])
     gone = 'ganbert_serve_requests_total{code="499",method="POST",route="/v1/jobs"}'
     num_gone = float(before.pop(gone, "0"))
-    service.wait_until(lambda: float(counts().get(gone, "0")) > num_gone, 20)
+    service.wait_until(lambda: float(counts().get(gone, "0")) > num_gone)
     after = counts()
     after.pop(gone)
     assert after == before

@@ -28,7 +28,8 @@ def stopped(running: RunningService) -> psutil.Process:
 def test_a_killed_worker_costs_its_job_alone(tiny_export: Path, tmp_path: Path) -> None:
     with RunningService(tiny_export, tmp_path / "work") as running:
         running.wait_until_ready()
-        first = running.upload(large_t1w()).json
+        # With as many passes as there may be, it is not done before it is killed.
+        first = running.upload(large_t1w(), query="?uncertainty=16").json
         running.wait_until(lambda: running.ask("GET", first["links"]["self"]).json["progress"])
         running.workers[0].kill()
         second = running.upload(t1w(2)).json
@@ -45,11 +46,11 @@ def test_a_killed_worker_costs_its_job_alone(tiny_export: Path, tmp_path: Path) 
 
 
 def test_a_job_that_takes_too_long_is_ended(tiny_export: Path, tmp_path: Path) -> None:
-    with RunningService(tiny_export, tmp_path / "work", "--job-seconds", "1") as running:
+    with RunningService(tiny_export, tmp_path / "work", "--job-seconds", "3") as running:
         stopped(running)
         job = running.finish(running.upload(t1w(1)).json["id"])
         assert job["failure"]["kind"] == "timeout"
-        assert "1 s" in job["failure"]["reason"]
+        assert "3 s" in job["failure"]["reason"]
         running.wait_until_ready()
         assert running.finish(running.upload(t1w(2)).json["id"])["state"] == "done"
 
@@ -81,6 +82,7 @@ def test_sigterm_finishes_what_was_taken(tiny_export: Path, tmp_path: Path) -> N
         worker = stopped(running)
         jobs = [running.upload(t1w(seed)).json for seed in (1, 2, 3)]
         running.process.send_signal(signal.SIGTERM)
+        worker.terminate()  # systemd tells all processes of a service
         running.wait_until(lambda: running.ask("GET", "/readyz").status == 503)
         refused = running.upload(t1w(4))
         assert refused.status == 503
@@ -118,7 +120,7 @@ def test_a_second_signal_ends_at_once(tiny_export: Path, tmp_path: Path) -> None
         running.upload(t1w(1))
         running.process.send_signal(signal.SIGINT)
         running.wait_until(lambda: running.ask("GET", "/readyz").status == 503)
-        assert running.stop(signal.SIGINT, 10) == 0
+        assert running.stop(signal.SIGINT, 60) == 0  # of 300
         assert not list(running.work_dir.iterdir())
         assert "Traceback" not in running.log.read_text()
         assert not psutil.pid_exists(worker.pid)
@@ -134,7 +136,7 @@ def test_what_a_killed_service_leaves_is_deleted_by_the_next(
         running.stop(signal.SIGKILL)
         left = running.files()
         assert len(left) == 2
-        worker.wait(10)  # an orphan ends by itself
+        worker.wait(60)  # an orphan ends by itself
         with RunningService(tiny_export, tmp_path / "work") as following:
             assert not any(file.exists() for file in left)
             # One that lives keeps its folder.
@@ -166,8 +168,9 @@ def test_files_are_private_and_the_upload_goes_first(tiny_export: Path, tmp_path
 
 
 def test_events_tell_the_stages_in_order(service: RunningService) -> None:
+    worker = stopped(service)  # or it may be done before anybody listens
     job = service.upload(large_t1w()).json
-    text = service.ask("GET", job["links"]["events"]).body.decode()
+    text = service.ask("GET", job["links"]["events"], heard=worker.resume).body.decode()
     states = re.findall(r'"state": "(\w+)"', text)
     progress = [float(value) for value in re.findall(r'"progress": ([\d.]+)', text)]
     assert states[-1] == "done"
@@ -251,16 +254,13 @@ def test_the_answers_protect_the_browser(service: RunningService) -> None:
 
 
 def test_a_slow_upload_holds_nobody_else_up(service: RunningService) -> None:
-    started = time.monotonic()
-
     def drip():
         yield t1w(1)[:100]
         job = service.upload(t1w(2)).json
-        assert service.finish(job["id"])["state"] == "done"
+        assert service.finish(job["id"])["state"] == "done"  # while this one is not yet here
         yield t1w(1)[100:]
 
     headers = {"Content-Type": "application/octet-stream"}
     answer = service.ask("POST", "/v1/jobs", drip(), headers, encode_chunked=True)
     assert answer.status == 202
     assert service.finish(answer.json["id"])["state"] == "done"
-    assert time.monotonic() - started < 30

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from ganbert import __version__
-from ganbert.container import command_of, is_launcher, umask_of
+from ganbert.atomic import umask_of
+from ganbert.container import command_of, is_launcher
 from ganbert.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

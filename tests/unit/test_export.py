@@ -37,7 +37,9 @@ def run(tiny_export: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("which", "step"), [("last", 3), ("best", 2), ("1", 1), ("00000002", 2)])
+@pytest.mark.parametrize(
+    ("which", "step"), [("last", 3), ("best", 2), ("1", 1), ("00000002", 2), ("step-00000002", 2)]
+)
 def test_checkpoint_that_was_asked_for_is_exported(
     run: Path, tiny_export: Path, which: str, step: int
 ) -> None:

@@ -2,6 +2,9 @@
 
 import errno
 import fcntl
+import os
+import re
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,14 @@ WORDS = {"expected": "a free folder", "remedy": "wait"}
 def test_a_second_one_is_told_and_the_next_one_is_not(tmp_path: Path) -> None:
     folder = tmp_path / "new"
     with held(folder, **WORDS):
-        message = "new: expected a free folder, found another process that holds it; wait"
+        who = f"process {os.getpid()} on {socket.gethostname()}"
+        message = f"new: expected a free folder, found another process that holds it ({who}); wait"
+        message = re.escape(message)
         with pytest.raises(OutputError, match=message), held(folder, **WORDS):
             pass
     with held(folder, **WORDS):
-        pass
+        with pytest.raises(OutputError, match=re.escape(who)):
+            check_free(folder, **WORDS)
 
 
 def test_one_that_only_asks_keeps_nobody_out(

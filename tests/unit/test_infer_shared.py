@@ -1,7 +1,6 @@
 """`infer` beside another one, `infer` that is stopped, and what neither leaves behind."""
 
 import io
-import os
 import signal
 import sys
 import threading
@@ -157,7 +156,7 @@ def test_a_stopped_run_says_so_and_the_next_goes_on(
 
     def stop_at_the_second(image: Path, *rest: Any) -> None:
         if "sub-02" in image.name:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         write(image, *rest)
 
     monkeypatch.setattr(ganbert.infer, "write_image", stop_at_the_second)
@@ -185,8 +184,8 @@ def test_other_commands_are_stopped_likewise(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def stop(*_: object, **__: object) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("it went on")
 
     monkeypatch.setattr("ganbert.prepare.prepare", stop)
     monkeypatch.setattr("ganbert.data.phantom.make_cohort", stop)

@@ -14,34 +14,55 @@ import pytest
 from ganbert.errors import PlatformError
 from ganbert.launch import EXIT_LAUNCHER_DIED, launch
 
-# Writes when it heard SIGTERM, then takes its time to save, as a checkpoint does.
+# Says that it heard SIGTERM, then saves, which is done when the other rank has heard it too: who
+# tells the second only when the first has left waits for ever.
 RANK = """
 import os, signal, sys, time
-folder, save_seconds = sys.argv[2], float(sys.argv[3])
+folder, kind = sys.argv[2:4]
 def stop(*_):
-    open(f"{folder}/heard-{sys.argv[1][-1]}", "w").write(str(time.monotonic()))
-    time.sleep(save_seconds)
+    open(f"{folder}/heard-{sys.argv[1][-1]}", "w").close()
+    while kind == "slow" or not all(os.path.exists(f"{folder}/heard-{rank}") for rank in "01"):
+        time.sleep(0.01)
     os._exit(75)
-signal.signal(signal.SIGTERM, signal.SIG_IGN if save_seconds < 0 else stop)
+signal.signal(signal.SIGTERM, signal.SIG_IGN if kind == "deaf" else stop)
 open(f"{folder}/ready-{sys.argv[1][-1]}", "w").close()
-time.sleep(60)
+time.sleep(600)
 """
 # Like DeepSpeed's: starts two ranks and leaves with their exit code.
 LAUNCHER = """
-import subprocess, sys, time
-time.sleep(float(sys.argv[3]))
+import os, subprocess, sys, time
+time.sleep(DELAY)
 ranks = [
     subprocess.Popen([sys.executable, sys.argv[1], f"--local_rank={i}", *sys.argv[2:]])
     for i in range(2)
 ]
 sys.exit(max(rank.wait() for rank in ranks))
 """
+# Says when it has seen a rank, and of each signal whether it is to kill; its clock is a file.
 PARENT = """
-import signal, sys
-from ganbert.launch import supervise
+import signal, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from ganbert import launch
+folder, look, receive = Path(sys.argv[2]), launch._Session.look, launch._Wishes._receive
+def look_and_say(session):
+    ranks, others = look(session)
+    if ranks:
+        (folder / "seen").touch()
+    return ranks, others
+def receive_and_say(wishes, number, frame):
+    receive(wishes, number, frame)
+    with (folder / "received").open("a") as said:
+        said.write(f"{wishes.kill}\\n")
+def monotonic():
+    clock = folder / "clock"
+    return float(clock.read_text()) if clock.exists() else time.monotonic()
+launch._Session.look, launch._Wishes._receive = look_and_say, receive_and_say
+launch.time = SimpleNamespace(monotonic=monotonic, sleep=time.sleep)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and stays so
-sys.exit(supervise(sys.argv[2:], grace_seconds=float(sys.argv[1])))
+sys.exit(launch.supervise(sys.argv[3:], grace_seconds=float(sys.argv[1])))
 """
+HANGS_SECONDS = 60
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -52,15 +73,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
     begun = []
 
     def run(
-        program: str = LAUNCHER, *, save: float = 0.5, delay: float = 0, grace: float = 30
+        program: str = LAUNCHER, *, kind: str = "saves", delay: int = 0, grace: int = 600
     ) -> subprocess.Popen[str]:
-        # The rank reads its saving time where the launcher reads the delay.
-        (tmp_path / "launcher.py").write_text(program.replace("sys.argv[3]", f"{delay!r}"))
+        (tmp_path / "launcher.py").write_text(program.replace("DELAY", str(delay)))
         process = subprocess.Popen(
             [
-                *(sys.executable, "-c", PARENT, str(grace)),
+                *(sys.executable, "-c", PARENT, str(grace), str(tmp_path)),
                 *(sys.executable, str(tmp_path / "launcher.py")),
-                *(str(tmp_path / "rank.py"), str(tmp_path), str(save)),
+                *(str(tmp_path / "rank.py"), str(tmp_path), kind),
             ],
             stderr=subprocess.PIPE,
             text=True,
@@ -71,9 +91,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
     yield run
     for process in begun:
         process.kill()
-        process.communicate()
     for left in processes_of(tmp_path):
-        left.kill()
+        left.kill()  # they hold the pipe
+    for process in begun:
+        process.communicate()
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
@@ -88,67 +109,73 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANGS_SECONDS
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
 def wait_for_ranks(folder: Path) -> None:
-    wait_for(lambda: all((folder / f"ready-{rank}").exists() for rank in range(2)))
-    time.sleep(0.3)  # one look of the parent
+    """Return when both hear signals, and the parent knows of them."""
+    names = ("ready-0", "ready-1", "seen")
+    wait_for(lambda: all((folder / name).exists() for name in names))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_wish_to_stop_reaches_all_ranks_at_once_and_waits_for_them(
     start: Start, tmp_path: Path, number: signal.Signals
 ) -> None:
-    process = start(save=1.5)
+    process = start()
     wait_for_ranks(tmp_path)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=HANGS_SECONDS)
     assert process.returncode == 75
-    first, second = (float((tmp_path / f"heard-{rank}").read_text()) for rank in range(2))
-    assert abs(first - second) < 0.5, "the second rank heard it only after the first had saved"
     assert "stopping" in errors
     assert not processes_of(tmp_path)
 
 
 def test_an_echo_of_ctrl_c_is_one_wish_and_a_second_one_kills(start: Start, tmp_path: Path) -> None:
-    process = start(save=50)
+    clock, received, said = tmp_path / "clock", tmp_path / "received", []
+
+    def interrupt(moment: float) -> None:
+        clock.with_suffix(".new").write_text(str(moment))
+        clock.with_suffix(".new").replace(clock)
+        process.send_signal(signal.SIGINT)
+        said.append("")
+        wait_for(lambda: received.exists() and received.read_text().count("\n") == len(said))
+
+    process = start(kind="slow")
     wait_for_ranks(tmp_path)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.8)
+    interrupt(100.0)
+    interrupt(100.1)
+    assert received.read_text().split() == ["False", "False"]
     assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
+    interrupt(101.0)
+    process.communicate(timeout=HANGS_SECONDS)
     assert process.returncode == 128 + signal.SIGKILL
     assert not processes_of(tmp_path)
 
 
 def test_stopped_before_there_are_ranks(start: Start, tmp_path: Path) -> None:
-    process = start(delay=30)
+    process = start(delay=600)
     wait_for(lambda: len(processes_of(tmp_path)) == 2)
-    time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=10)
+    process.communicate(timeout=HANGS_SECONDS)
     assert process.returncode == 128 + signal.SIGTERM
     assert not processes_of(tmp_path)
 
 
-@pytest.mark.parametrize("save", [0.5, -1], ids=["saves", "deaf"])
+@pytest.mark.parametrize(("kind", "grace"), [("saves", 600), ("deaf", 1)])
 def test_ranks_that_lost_their_launcher_are_stopped(
-    start: Start, tmp_path: Path, save: float
+    start: Start, tmp_path: Path, kind: str, grace: int
 ) -> None:
-    process = start(save=save, grace=1)
+    process = start(kind=kind, grace=grace)
     wait_for_ranks(tmp_path)
     (launcher,) = psutil.Process(process.pid).children()
     launcher.kill()
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=HANGS_SECONDS)
     assert process.returncode == 128 + signal.SIGKILL
-    assert (tmp_path / "heard-0").exists() == (save > 0)
+    assert (tmp_path / "heard-0").exists() == (kind == "saves")
     assert "the launcher ended before its ranks" in errors
     assert not processes_of(tmp_path)
 
@@ -156,9 +183,13 @@ def test_ranks_that_lost_their_launcher_are_stopped(
 def test_a_launcher_that_calls_its_own_death_a_success_is_not_believed(
     start: Start, tmp_path: Path
 ) -> None:
-    process = start(LAUNCHER.replace("max(rank.wait() for rank in ranks)", "0 * time.sleep(1)"))
-    process.communicate(timeout=20)
+    seen = str(tmp_path / "seen")
+    leaves = f"while not os.path.exists({seen!r}): time.sleep(0.01)\nsys.exit(0)\n"
+    process = start(LAUNCHER.partition("sys.exit")[0] + leaves)
+    _, errors = process.communicate(timeout=HANGS_SECONDS)
     assert process.returncode == EXIT_LAUNCHER_DIED
+    assert "Traceback" not in errors
+    assert "the launcher ended before its ranks" in errors
     assert not processes_of(tmp_path)
 
 
@@ -175,7 +206,7 @@ def test_a_launcher_that_calls_its_own_death_a_success_is_not_believed(
 )
 def test_exit_code_without_ranks(start: Start, program: str, expected: int) -> None:
     process = start(program)
-    process.communicate(timeout=20)
+    process.communicate(timeout=HANGS_SECONDS)
     assert process.returncode == expected
 
 
@@ -185,7 +216,7 @@ def test_success_is_0(start: Start, tmp_path: Path) -> None:
     for rank in processes_of(tmp_path):
         if any("--local_rank=" in word for word in rank.cmdline()):
             rank.terminate()
-    process.communicate(timeout=20)
+    process.communicate(timeout=HANGS_SECONDS)
     assert process.returncode == 0
 
 

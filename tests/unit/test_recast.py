@@ -6,7 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ganbert.data.recast import RecastOptions, divide_by_reference, plan_recast, recast_frames
+from ganbert.data.recast import (
+    RecastOptions,
+    describe_assumption,
+    divide_by_reference,
+    plan_recast,
+    recast_frames,
+)
 from ganbert.data.volume import Pair, Recast, Volume
 from ganbert.errors import ConfigError, DatasetError
 
@@ -176,3 +182,40 @@ def test_a_late_frame_that_is_not_used_tells_milliseconds_all_the_same() -> None
     times = {"frame_start_s": (0.0, 6e4, 12e4), "frame_duration_s": (6e4, 6e4, 6e4)}
     with pytest.raises(DatasetError, match="found one from 120000 s to 180000 s"):
         plan(RecastOptions(frames="first"), replace(DYNAMIC, **times))
+
+
+@pytest.mark.parametrize(
+    ("unit", "rule", "to", "said", "is_assumed"),
+    [
+        ("kBq/mL", "halves", "SUVR", None, True),
+        ("kBq/mL", "halves", "SUVR", "n/a", True),
+        ("arbitrary", "halves", "SUVR", None, True),
+        ("kBq/mL", "halves", "SUVR", True, False),
+        ("kBq/mL", "halves", "SUVR", False, False),  # corrected first
+        ("kBq/mL", "last", "SUVR", None, False),  # cancels in one frame
+        ("kBq/mL", "halves", None, None, False),  # stays what the sidecar says
+        ("SUV", "halves", "SUVR", None, False),  # by definition
+        ("SUVR", "halves", "SUVR", None, False),
+    ],
+)
+def test_an_average_tells_that_its_frames_are_taken_for_corrected(
+    unit: str, rule: str, to: str | None, said: object, is_assumed: bool
+) -> None:
+    facts = DYNAMIC.facts | {"ImageDecayCorrected": said}
+    pair = replace(DYNAMIC, unit=unit, facts=facts)
+    note = describe_assumption(
+        plan_recast(pair, RecastOptions(frames=rule, unit=to), NAMES, Path())
+    )
+    assert (note is not None) == is_assumed
+    assert note is None or "'ImageDecayCorrected'" in note
+
+
+def test_arbitrary_units_lose_their_decay_before_an_average_as_others_do() -> None:
+    facts = DYNAMIC.facts | {"ImageDecayCorrected": False}
+    recasts = [
+        plan(RecastOptions(frames="halves", unit="SUVR"), replace(DYNAMIC, unit=unit, facts=facts))
+        for unit in ("Bq/mL", "arbitrary")
+    ]
+    assert recasts[0].matrix == recasts[1].matrix
+    first, second, _ = recasts[1].matrix[0]
+    assert second > 2 * first  # by their durations alone it would be 2

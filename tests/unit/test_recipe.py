@@ -84,6 +84,26 @@ def test_a_base_that_is_none_is_named(tmp_path: Path, base: Path, name: object) 
         load_recipe(derived)
 
 
+def test_a_key_that_stands_twice_is_one_line(tmp_path: Path, base: Path) -> None:
+    run, engine = base / "run.yaml", base / "generator.json"
+    right = run.read_text()
+    for twice, line in (("seed: 4\n", 6), ("losses: {l1: 1, nsp: 2, l1: 3}\n", 1)):
+        run.write_text(right + twice if "seed" in twice else twice)
+        found = f"run.yaml: .* key '(seed|l1)' for the second time .*line {line}, column"
+        with pytest.raises(ConfigError, match=found) as caught:
+            read_contents(base)
+        assert len(str(caught.value).splitlines()) == 1
+    run.write_text("? [a, b]\n: 1\n")  # a list is no key at all
+    with pytest.raises(ConfigError, match=r"run.yaml: expected YAML, .* unhashable key"):
+        read_contents(base)
+    run.write_text(right)
+    engine.write_text('{"a": {"b": 1, "c": 2, "b": 1}}')
+    with pytest.raises(ConfigError, match=r"generator.json: .* the key 'b' twice in one object"):
+        read_contents(base)
+    engine.write_text('{"a": {"b": 1}, "c": {"b": 1}}')  # one in each is not twice
+    read_contents(base)
+
+
 def test_deepspeed_knows_every_key_that_an_engine_may_have() -> None:
     """It ignores what it does not know, so a key that it dropped would be silent."""
 

@@ -125,36 +125,43 @@ def be_read(sink: PrometheusSink) -> None:
         time.sleep(0.01)
 
 
-def waited(sink: PrometheusSink, stopped: Callable[[], bool] = lambda: False) -> tuple[float, int]:
+def waited(
+    sink: PrometheusSink,
+    stopped: Callable[[], bool] = lambda: False,
+    announce: Callable[[], None] = lambda: None,
+) -> tuple[float, int]:
     """Seconds that the end of a run takes, and how often the wait was announced."""
     announced: list[bool] = []
+
+    def count() -> None:
+        announced.append(True)
+        announce()
+
     started = time.monotonic()
-    sink.wait_for_scrapes(stopped, lambda: announced.append(True))
+    sink.wait_for_scrapes(stopped, count)
     return time.monotonic() - started, len(announced)
 
 
 def test_over_http_the_end_is_read(sink: PrometheusSink) -> None:
     be_read(sink)
     seen: list[str] = []
-    later = threading.Timer(0.4, lambda: seen.append(read(sink.port)))
-    sink.write(replace(STATS, step=10), 4)
-    later.start()
-    seconds, num_announced = waited(sink)
-    assert seconds < 30  # of 65
+    reader = threading.Thread(target=lambda: seen.append(read(sink.port)))
+    sink.finished()
+    seconds, num_announced = waited(sink, announce=reader.start)
+    assert seconds < 50  # of 65
     assert num_announced == 1
-    later.join()
-    assert "ganbert_step 10.0" in seen[0]
+    reader.join()
+    assert "ganbert_finished 1.0" in seen[0]
 
 
 def test_the_wait_ends_when_the_run_is_stopped(sink: PrometheusSink) -> None:
     be_read(sink)
-    stopped = threading.Event()
-    later = threading.Timer(0.4, stopped.set)
-    later.start()
-    seconds, num_announced = waited(sink, stopped.is_set)
-    assert 0.3 < seconds < 30
+    answers = iter([False, False, True, True])  # StopIteration, were it asked on
+    seconds, num_announced = waited(sink, lambda: next(answers))
+    assert seconds < 50
     assert num_announced == 1
-    assert waited(sink, stopped.is_set)[1] == 0
+    assert list(answers) == [True], "it was waited for until the run was stopped"
+    assert waited(sink, lambda: True)[1] == 0
 
 
 def test_a_wait_for_nobody_is_not_announced(sink: PrometheusSink) -> None:
@@ -174,20 +181,23 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return asked
 
 
-@pytest.mark.parametrize("last_step", [10, 7])
+@pytest.mark.parametrize("finished", [True, False])
 def test_only_a_run_that_has_come_to_its_end_waits(
-    last_step: int, waits: list[bool], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: bool, waits: list[bool], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"is_first": True, "port": 0, "total": 10, "done": 0}
     with Telemetry(tmp_path, **options, stopped=lambda: True) as telemetry:
-        telemetry.write(replace(STATS, step=last_step), 4)
-    assert waits == ([True] if last_step == 10 else [])
+        telemetry.write(replace(STATS, step=10), 4)
+        if finished:
+            telemetry.finished()
+    assert waits == ([True] if finished else [])
     said = "waiting until Prometheus has read the end, 65 s at most" in capsys.readouterr().out
-    assert said == (last_step == 10)
+    assert said == finished
 
 
-def test_a_run_that_fails_at_its_last_step_does_not_wait(waits: list[bool], tmp_path: Path) -> None:
+def test_a_run_that_fails_at_its_very_end_does_not_wait(waits: list[bool], tmp_path: Path) -> None:
     telemetry = Telemetry(tmp_path, is_first=False, port=0, total=10, done=0)
     telemetry.write(replace(STATS, step=10), 4)
+    telemetry.finished()
     telemetry.__exit__(OSError, OSError("full"), None)
     assert not waits

@@ -10,7 +10,7 @@ SELF = "import os, time; from ganbert.workers import end_with; end_with(os.getpi
 PARENT = """
 import os, subprocess, sys
 child = "import sys, time; from ganbert.workers import end_with; "
-child += "end_with(int(sys.argv[1])); print('ready', flush=True); time.sleep(60)"
+child += "end_with(int(sys.argv[1])); print('ready', flush=True); time.sleep(600)"
 process = subprocess.Popen([sys.executable, "-c", child, str(os.getpid())], stdout=subprocess.PIPE)
 process.stdout.readline()
 print(process.pid)
@@ -23,9 +23,9 @@ def test_the_process_itself_does_not_end() -> None:
 
 def test_a_child_ends_when_its_parent_has() -> None:
     result = subprocess.run(
-        [sys.executable, "-c", PARENT], capture_output=True, text=True, check=True, timeout=30
+        [sys.executable, "-c", PARENT], capture_output=True, text=True, check=True, timeout=120
     )
-    command, deadline = Path("/proc") / result.stdout.strip() / "cmdline", time.monotonic() + 20
+    command, deadline = Path("/proc") / result.stdout.strip() / "cmdline", time.monotonic() + 60
     # One that nobody waits for stays in the table of processes, without a command.
     with contextlib.suppress(OSError):
         while command.read_bytes():

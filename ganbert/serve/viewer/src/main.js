@@ -21,7 +21,6 @@ function show(id, isShown) {
 }
 
 function complain(error) {
-  show("work", false);
   if (error.status === 401) {
     show("login", true);
     $("token").focus();
@@ -57,6 +56,7 @@ async function run(file) {
   const { signal } = work;
   show("problem", false);
   show("notes", false);
+  show("cancelled", false);
   if (!model) await readModel();
   if (!model) {
     work = null;
@@ -72,7 +72,8 @@ async function run(file) {
     t1w = await named(file);
     const query = { uncertainty: $("with-map").checked ? MAP_PASSES : 0 };
     if (wantedTracer) query.tracer = wantedTracer;
-    job = await service.upload(file, query, (share) => progress("Uploading", share), signal);
+    const told = (share) => progress("Uploading", share);
+    job = await service.upload(file, query, told, signal, complain);
     job = await service.follow(job.id, showJob, signal);
     if (job.state === "failed") throw new Error(job.failure.reason);
     $("cancel").disabled = true;
@@ -84,7 +85,9 @@ async function run(file) {
   $("drop").inert = false;
   show("work", false);
   work = null;
-  if (signal.aborted) startAgain();
+  if (!signal.aborted) return;
+  startAgain();
+  show("cancelled", true);
 }
 
 async function cancel() {

@@ -39,8 +39,11 @@ export const getJob = async (id, options) => (await ask(`v1/jobs/${id}`, options
 export const getFile = async (id, name) => (await ask(`v1/jobs/${id}/${name}`)).blob();
 export const deleteJob = (id) => ask(`v1/jobs/${id}`, { method: "DELETE" });
 
-// fetch() does not say how much of an upload is sent; XMLHttpRequest does.
-export async function upload(file, query, onProgress, signal) {
+// fetch() does not say how much of an upload is sent; XMLHttpRequest does. Throws the reason of
+// `signal` once that is aborted. If all is sent by then, the service may have queued the image, and
+// only its answer has the id by which it can be deleted: the job is, as soon as that comes, and
+// `onLeft` is told why if it cannot be.
+export async function upload(file, query, onProgress, signal, onLeft) {
   signal.throwIfAborted(); // a listener would not hear of it any more
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
@@ -48,13 +51,20 @@ export async function upload(file, query, onProgress, signal) {
     request.setRequestHeader("Content-Type", "application/octet-stream");
     for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
     request.upload.onprogress = (event) => onProgress(event.loaded / Math.max(event.total, 1));
-    signal.addEventListener("abort", () => request.abort(), { once: true });
-    request.onabort = () => reject(signal.reason);
+    let isSent = false;
+    request.upload.onload = () => { isSent = true; };
+    const cancel = () => {
+      if (!isSent) request.abort();
+      reject(signal.reason);
+    };
+    signal.addEventListener("abort", cancel, { once: true });
     request.onerror = () => reject(new Error("the service cannot be reached"));
-    request.onload = () =>
-      request.status === 202
-        ? resolve(JSON.parse(request.responseText))
-        : reject(new Refused(request.status, reasonOf(request.responseText, request.status)));
+    request.onload = () => {
+      const { status, responseText: text } = request;
+      if (status !== 202) reject(new Refused(status, reasonOf(text, status)));
+      else if (signal.aborted) deleteJob(JSON.parse(text).id).catch(onLeft);
+      else resolve(JSON.parse(text));
+    };
     request.send(file);
   });
 }

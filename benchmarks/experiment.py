@@ -3,8 +3,8 @@
 A cell is one training (recipe, overrides, seed) and its evaluation, made with the commands that a
 user has. Its scores are added to WORK/scores.tsv when it is done; what stands there is not done
 again, and a cell that was stopped goes on from its last checkpoint. A digest of the recipe stands
-beside the scores: figures of another recipe of the same name are refused, not mixed in. What each
-was made with (commit, versions, instructions, threads) stands in WORK/origins.tsv.
+beside the scores: figures of another recipe of the same name are refused, not mixed in, and so are
+those of other code, versions or instructions (origins.py), unless --mix-origins is given.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import origins
 import yaml
 from interruption import EXIT_INTERRUPTED
 
@@ -42,13 +43,18 @@ FIGURES = ("psnr", "ssim", "rmse", "intensity_distance", "top_recall")
 MEAN = "training mean"
 LEARNING_RATE = "discriminator.json"  # override of the adversary's engine, not of run.yaml
 _KEYS = ("tracer", "regime", "name", "seed", "recipe", "split", "reference", "subject")
-_SCORES, _OPTIONS, _ORIGINS = "scores.tsv", "options.json", "origins.tsv"
-_ORIGIN_KEYS = ("tracer", "regime", "name", "seed", "commit", "versions", "device", "cpu")
+_SCORES, _OPTIONS = "scores.tsv", "options.json"
 _OF_THE_CELL = ("seed", "intensity_ratio")  # settings that are no part of the method
-# Last bits that are alike on any CPU with AVX2. Left alone, oneDNN takes what the CPU has, and each
-# set of instructions and number of threads adds in another order: after 300 steps that is up to
-# 0.6 dB of a subject (docs/results.md, "The same numbers again").
-ARITHMETIC = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
+# Last bits that are alike on any Intel CPU with AVX2. Left alone, oneDNN and MKL take what the CPU
+# has, and each set of instructions and number of threads adds in another order: after 300 steps
+# that is up to 0.6 dB of a subject (docs/results.md, "The same numbers again"). On another maker's
+# CPU MKL takes no orders but COMPATIBLE, at 1.6 times the seconds of a step with a BERT.
+ARITHMETIC = {
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_CBWR": "AVX2",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,11 @@ class Cell:
     overrides: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
+    def key(self) -> origins.Key:
+        """What its scores and its origin are found by."""
+        return self.tracer, self.regime, self.name, self.seed
+
+    @property
     def folder(self) -> Path:
         """Where it is trained, below WORK."""
         return Path(self.tracer, self.regime, f"{self.name}-{self.seed}")
@@ -75,7 +86,7 @@ class Commands:
         self.stopped = False
         self._children: set[subprocess.Popen[bytes]] = set()
         # Whoever has said otherwise is obeyed.
-        self._environment = ARITHMETIC | os.environ
+        self.environment = ARITHMETIC | os.environ
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
 
@@ -107,7 +118,7 @@ class Commands:
             # In a session of its own: Ctrl-C reaches it once, through us, and it saves first.
             child = subprocess.Popen(
                 [str(part) for part in command], cwd=ROOT, start_new_session=True,
-                env=self._environment, stdout=stream, stderr=stream,
+                env=self.environment, stdout=stream, stderr=stream,
             )  # fmt: skip
             self._children.add(child)
             if self.stopped:
@@ -144,6 +155,10 @@ def add_options(parser: argparse.ArgumentParser, *, cohort_seed: int) -> None:
     parser.add_argument("--size", choices=GRIDS, default="small")
     parser.add_argument("--max-steps", type=int, help="instead of the recipes' own")
     parser.add_argument("--jobs", type=positive, default=2, help="trainings at a time")
+    parser.add_argument(
+        "--mix-origins", action="store_true",
+        help="add to trainings of other code, versions or instructions, or of unknown ones",
+    )  # fmt: skip
 
 
 def options_of(chosen: argparse.Namespace, split: str) -> dict[str, Any]:
@@ -227,16 +242,6 @@ def _write_recipe(folder: Path, cell: Cell, ratio: float) -> None:
     mark.write_text(digest(cell))
 
 
-def _note_commit(recipe: Path) -> str:
-    """Return the commits at which a cell's training was started; the last is that of now."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    note = recipe / "commits"
-    before = note.read_text().split() if note.exists() else []
-    note.write_text("\n".join(dict.fromkeys([*before, commit or "n/a"])))
-    return note.read_text().replace("\n", " ")
-
-
 def _origin(cell: Cell, run: Path, commits: str) -> list[str]:
     """What a cell was made with: its line for origins.tsv."""
     description = json.loads((run / "run.json").read_text())
@@ -250,12 +255,12 @@ def _make(
 ) -> tuple[list[list[str]], list[str]]:
     """Train and evaluate a cell; return its lines for scores.tsv and its line for origins.tsv."""
     prepared, output = work / f"prepared-{cell.tracer}", work / cell.folder
-    recipe = output.with_name(f"{output.name}.recipe")
+    recipe = _recipe_folder(work, cell)
     log = output.with_name(f"{output.name}.log")
     _write_recipe(recipe, cell, intensity_ratio(prepared, cell.tracer, cell.regime))
     limit = ["--max-steps", options["max_steps"]] if options["max_steps"] else []
     # Before the training: whoever works on meanwhile has other code at its end.
-    commits = _note_commit(recipe)
+    commits = origins.note_commit(recipe)
     commands.run(log, "train", "--config", recipe, "--data", prepared, "--output", output, *limit)
     commands.run(log, "evaluate", output, "--split", options["split"])
     names = {"ganbert": cell.name, "mean_of_training": MEAN}
@@ -286,15 +291,27 @@ def _add(file: Path, keys: Sequence[str], lines: Sequence[Sequence[str]]) -> Non
     partial.replace(file)
 
 
+def _recipe_folder(work: Path, cell: Cell) -> Path:
+    output = work / cell.folder
+    return output.with_name(f"{output.name}.recipe")
+
+
 def make_cells(
-    cells: Sequence[Cell], work: Path, options: dict[str, Any], commands: Commands, jobs: int
+    cells: Sequence[Cell],
+    work: Path,
+    options: dict[str, Any],
+    commands: Commands,
+    jobs: int,
+    *,
+    mix_origins: bool = False,
 ) -> None:
     """Make the cells that scores.tsv lacks, `jobs` at a time.
 
     Raises
     ------
     SystemExit
-        If the folder has other options, scores.tsv has a cell with another recipe, or a command
+        If the folder has other options, scores.tsv has a cell with another recipe, some are to be
+        made and others were made otherwise (exit code 2; not with `mix_origins`), or a command
         fails or was stopped; the cells that are done are kept.
     """
     work.mkdir(parents=True, exist_ok=True)
@@ -306,7 +323,7 @@ def make_cells(
     }
     missing = []
     for cell in cells:
-        found = done.get((cell.tracer, cell.regime, cell.name, cell.seed))
+        found = done.get(cell.key)
         if found is None:
             missing.append(cell)
         elif found != digest(cell):
@@ -314,6 +331,9 @@ def make_cells(
                 f"{work / _SCORES}: {cell.folder} was made with another recipe ({found}, now "
                 f"{digest(cell)}); remove its lines, or use another folder"
             )
+    begun = [folder for cell in missing if (folder := _recipe_folder(work, cell)).exists()]
+    if missing and (done or begun) and not mix_origins:
+        origins.check_origins(work, done, begun, origins.of_now(commands.environment))
     for tracer in dict.fromkeys(cell.tracer for cell in missing):
         prepare_cohort(work, tracer, options, commands)
     # Only now: options that make no cohort should not bind the folder.
@@ -324,7 +344,7 @@ def make_cells(
         lines, origin = _make(cell, work, options, commands)
         with lock:
             # First what costs nothing to have twice: the scores end the cell.
-            _add(work / _ORIGINS, _ORIGIN_KEYS, [origin])
+            _add(work / origins.FILE, origins.KEYS, [origin])
             _add(work / _SCORES, (*_KEYS, *FIGURES), lines)
             sys.stderr.write(f"{next(count)}/{len(missing)} {cell.folder}\n")
         # Only now: without its scores a cell would have to be trained again.

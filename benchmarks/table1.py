@@ -6,15 +6,15 @@
 Drives the commands that a user has (`ganbert phantom`, `prepare`, `train`, `evaluate`), several
 cells (regime, method, seed) at a time. What is finished is kept in WORK/scores.tsv, and training
 goes on from its last checkpoint, so it may be stopped (Ctrl-C, SIGTERM) and started again with the
-same cohort and steps; with scores.tsv and options.json of benchmarks/results/table1 copied to WORK
-it goes on from the published figures. The table goes to WORK/table1-TRACER-REFERENCE.md and to the
-terminal.
+same cohort and steps; with benchmarks/results/table1 copied to WORK it shows the published figures,
+and goes on from them if a training of now would be like them (origins.py). The table goes to
+WORK/table1-TRACER-REFERENCE.md and to the terminal.
 
 Two regimes (intensity_ratio): `paper`, in which the normalised PET reaches 9 and fills the
 vocabulary, and `suvr`, in which it reaches 2. Figures are over the head of the held-out test
 subjects, in SUVR, against the real PET or its noise-free truth (--reference). The spread is over
-seeds; differences to L1 alone are paired by subject (mean over seeds) with 95 % BCa bootstrap
-intervals over subjects, given these trainings.
+seeds; differences to L1 alone (or to --against) are paired by subject (mean over seeds) with 95 %
+BCa bootstrap intervals over subjects, given these trainings.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from experiment import (
     read_scores,
 )
 from interruption import interruptible
+from origins import described
 
 METHODS = {
     "l1": "L1 alone",
@@ -48,9 +49,13 @@ _COMPARED = ("psnr", "ssim", "intensity_distance", "top_recall")
 
 
 def format_table(
-    scores: list[dict[str, str]], methods: list[str], seeds: list[int], where: dict[str, str]
+    scores: list[dict[str, str]],
+    methods: list[str],
+    seeds: list[int],
+    where: dict[str, str],
+    against: str = "l1",
 ) -> list[str]:
-    """Lines of two Markdown tables: mean and sd over seeds; differences to L1 alone."""
+    """Lines of two Markdown tables: mean and sd over seeds; differences to `against`."""
     names = {MEAN: "mean of the training PETs", **METHODS}
     of_method = {
         name: {figure: by_subject(scores, figure, seeds, name=name, **where) for figure in FIGURES}
@@ -68,11 +73,11 @@ def format_table(
             spread = f" ± {by_seed.std(ddof=1):.3f}" if many else ""
             cells.append(f"{by_seed.mean():.3f}{spread}")
         lines.append(f"| {names[name]} | {' | '.join(cells)} |")
-    lines += ["", f"| minus L1 alone | {' | '.join(_COMPARED)} |"]
+    lines += ["", f"| minus {names[against]} | {' | '.join(_COMPARED)} |"]
     lines.append("|---" * (len(_COMPARED) + 1) + "|")
     for name, figures in of_method.items():
-        if name != "l1":
-            cells = [difference(figures[f], of_method["l1"][f]) for f in _COMPARED]
+        if name != against:
+            cells = [difference(figures[f], of_method[against][f]) for f in _COMPARED]
             lines.append(f"| {names[name]} | {' | '.join(cells)} |")
     return [*lines, ""]
 
@@ -85,9 +90,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=list(REGIMES))
     parser.add_argument("--reference", choices=("real", "truth"), default="real")
+    parser.add_argument("--against", choices=METHODS, default="l1", help="compare the others to it")
     options = parser.parse_args()
-    if "l1" not in options.methods:
-        parser.error("--methods: l1 is what the others are compared with, name it too")
+    if options.against not in options.methods:
+        parser.error(f"--methods: {options.against} is what others are compared to, name it too")
     return options
 
 
@@ -103,7 +109,7 @@ def main() -> None:
         for regime in chosen.regimes
         for method in chosen.methods
     ]
-    make_cells(cells, work, options, Commands(), chosen.jobs)
+    make_cells(cells, work, options, Commands(), chosen.jobs, mix_origins=chosen.mix_origins)
     scores = read_scores(work)
     subjects = {s["subject"] for s in scores if s["tracer"] == chosen.tracer}
     lines = [
@@ -113,9 +119,10 @@ def main() -> None:
     ]
     for regime in chosen.regimes:
         where = {"tracer": chosen.tracer, "regime": regime, "reference": chosen.reference}
-        lines += format_table(scores, chosen.methods, chosen.seeds, where)
-    text = "\n".join(lines)
-    (work / f"table1-{chosen.tracer}-{chosen.reference}.md").write_text(text)
+        lines += format_table(scores, chosen.methods, chosen.seeds, where, chosen.against)
+    text = "\n".join([*lines, *described(work, [cell.key for cell in cells]), ""])
+    against = "" if chosen.against == "l1" else f"-against-{chosen.against}"
+    (work / f"table1-{chosen.tracer}-{chosen.reference}{against}.md").write_text(text)
     sys.stdout.write(text)
 
 

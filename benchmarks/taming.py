@@ -24,6 +24,7 @@ from experiment import (
     read_scores,
 )
 from interruption import interruptible
+from origins import described
 
 _RATIO = "losses.max_adversarial_ratio"
 _NOISE = "discriminator.value_noise"
@@ -124,8 +125,9 @@ def main() -> None:
         for seed in chosen.seeds
         for name in variants
     ]
-    make_cells(cells, chosen.work.resolve(), options, Commands(), chosen.jobs)
-    scores = read_scores(chosen.work)
+    work = chosen.work.resolve()
+    make_cells(cells, work, options, Commands(), chosen.jobs, mix_origins=chosen.mix_origins)
+    scores = read_scores(work)
     for reference in ("real", "truth"):
         where = {"tracer": chosen.tracer, "regime": chosen.regime, "reference": reference}
         lines = [f"\n| against {reference} | {' | '.join(FIGURES)} |", "|---" * 6 + "|"]
@@ -140,6 +142,8 @@ def main() -> None:
                 cells_of.append(f"{mean:.4f}{change}")
             lines.append(f"| {name} | {' | '.join(cells_of)} |")
         sys.stdout.write("\n".join(lines) + "\n")
+    made_with = described(work, [cell.key for cell in cells])
+    sys.stdout.write("\n".join(["", *made_with, ""]))
 
 
 if __name__ == "__main__":

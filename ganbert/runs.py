@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -235,12 +236,17 @@ def describe_run(run: Run, world_size: int, device: str) -> dict[str, object]:
         "index_sha256": run.index_sha256,
         "unit": run.training_rows[0].unit,
         "device": device,
-        "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
-        "cpu": _cpu_arithmetic(),
+        "versions": library_versions(),
+        "cpu": cpu_arithmetic(),
     }
 
 
-def _cpu_arithmetic() -> dict[str, object]:
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that compute or store, by name."""
+    return {name: importlib.metadata.version(name) for name in _VERSIONED}
+
+
+def cpu_arithmetic() -> dict[str, object]:
     """What the last bits of a sum depend on beside the versions: two runs may differ by it alone.
 
     docs/results.md, "The same numbers again": after 300 steps up to 0.6 dB of a subject.
@@ -249,15 +255,27 @@ def _cpu_arithmetic() -> dict[str, object]:
     import torch
 
     return {
+        "maker": _cpu_maker(Path("/proc/cpuinfo")),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA"),
+        "mkl_cbwr": os.environ.get("MKL_CBWR"),
         "threads": torch.get_num_threads(),
     }
 
 
+def _cpu_maker(file: Path) -> str:
+    """`GenuineIntel` or `AuthenticAMD`, for MKL chooses by it; elsewhere the kind of machine."""
+    with contextlib.suppress(OSError):
+        for line in file.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "vendor_id":
+                return value.strip()
+    return platform.machine()
+
+
 def facts_for_all_ranks(run: Run, step: int) -> dict[str, str]:
     """What every rank must have alike, by name: code, libraries, recipe, data, where to start."""
-    versions = (f"{name} {importlib.metadata.version(name)}" for name in _VERSIONED)
+    versions = (f"{name} {version}" for name, version in library_versions().items())
     return {
         "code of ganbert": _code_sha256()[:12],
         "versions": ", ".join(versions),

@@ -21,6 +21,7 @@ from ganbert.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {"subjects": 4, "cohort_seed": 1, "size": "tiny", "max_steps": 1, "split": "test"}
+COMMANDS = SimpleNamespace(environment={})
 
 
 @pytest.fixture
@@ -33,6 +34,8 @@ def experiment(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(sys.modules, "experiment", module)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "prepare_cohort", lambda *_: None)
+    monkeypatch.setattr(module.origins, "check_origins", lambda *_: None)
+    monkeypatch.setattr(module.origins, "of_now", lambda _: {})
     return module
 
 
@@ -72,11 +75,11 @@ def test_what_is_done_is_kept_when_another_cell_fails(
     monkeypatch.setattr(experiment, "_make", make)
     cells = [experiment.Cell("AV45", "paper", name, 1, "l1") for name in "abcdef"]
     with pytest.raises(SystemExit):
-        experiment.make_cells(cells, tmp_path, OPTIONS, None, 1)
+        experiment.make_cells(cells, tmp_path, OPTIONS, COMMANDS, 1)
     assert {line["name"] for line in experiment.read_scores(tmp_path)} == set(made) - {"c"}
     assert {"a", "b"} <= set(made)
     monkeypatch.setattr(experiment, "_make", lambda cell, *_: made_of(experiment, cell))
-    experiment.make_cells(cells, tmp_path, OPTIONS, None, 2)
+    experiment.make_cells(cells, tmp_path, OPTIONS, COMMANDS, 2)
     done = [line["name"] for line in experiment.read_scores(tmp_path)]
     assert sorted(done) == list("abcdef")
 
@@ -87,10 +90,10 @@ def test_figures_of_another_recipe_are_not_mixed_in(
     monkeypatch.setattr(experiment, "_make", lambda cell, *_: made_of(experiment, cell))
     weak = experiment.Cell("AV45", "paper", "a", 1, "demo", {"losses.nsp": 1})
     strong = experiment.Cell("AV45", "paper", "a", 1, "demo", {"losses.nsp": 2})
-    experiment.make_cells([weak], tmp_path, OPTIONS, None, 1)
-    experiment.make_cells([weak], tmp_path, OPTIONS, None, 1)
+    experiment.make_cells([weak], tmp_path, OPTIONS, COMMANDS, 1)
+    experiment.make_cells([weak], tmp_path, OPTIONS, COMMANDS, 1)
     with pytest.raises(SystemExit, match="another recipe"):
-        experiment.make_cells([strong], tmp_path, OPTIONS, None, 1)
+        experiment.make_cells([strong], tmp_path, OPTIONS, COMMANDS, 1)
 
 
 def test_scores_say_what_they_were_made_with(
@@ -101,6 +104,9 @@ def test_scores_say_what_they_were_made_with(
     cpu = {"instruction_set": "AVX2", "threads": 1}
 
     class Pretended:
+        def __init__(self) -> None:
+            self.environment: dict[str, str] = {}
+
         def run(self, _log: Path, verb: str, *_: object) -> None:
             folder = run / "evaluation" if verb == "evaluate" else run
             folder.mkdir(parents=True)
@@ -118,9 +124,7 @@ def test_scores_say_what_they_were_made_with(
     recipe.mkdir(parents=True)
     (recipe / "commits").write_text("earlier")  # that began it, and was interrupted
     now = ["now"]
-    monkeypatch.setattr(
-        experiment.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=now[0])
-    )
+    monkeypatch.setattr(experiment.origins, "commit_of_now", lambda: now[0])
     experiment.make_cells([cell], tmp_path, OPTIONS, Pretended(), 1)
     assert [line["psnr"] for line in experiment.read_scores(tmp_path)] == ["25"]
     with (tmp_path / "origins.tsv").open() as stream:
@@ -168,21 +172,21 @@ def test_ctrl_c_is_one_line_and_130(
 
 
 @pytest.mark.usefixtures("_handlers")
-def test_trainings_compute_alike_on_any_cpu_unless_the_user_says_otherwise(
+def test_trainings_compute_alike_on_cpus_of_one_maker_unless_the_user_says_otherwise(
     experiment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "ganbert"
     program.write_text("#!/bin/sh\nexec env\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    for name in ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"):
+    asked = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"}
+    for name in asked:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     experiment.Commands().run(tmp_path / "log", "train")
     lines = (tmp_path / "log").read_text().splitlines()
-    assert {"ONEDNN_MAX_CPU_ISA=AVX2", "ATEN_CPU_CAPABILITY=avx2", "OMP_NUM_THREADS=2"} <= set(
-        lines
-    )
+    expected = asked | {"OMP_NUM_THREADS": "2"}
+    assert {f"{name}={value}" for name, value in expected.items()} <= set(lines)
 
 
 def test_ctrl_c_ends_a_measurement_in_one_line(tmp_path: Path) -> None:
@@ -243,3 +247,33 @@ def test_undefined_value_is_left_out_of_the_difference(experiment: Any) -> None:
     table[-1]["psnr"] = "n/a"
     of_gan, of_l1 = (experiment.by_subject(table, "psnr", [1], name=n) for n in ("gan", "l1"))
     assert experiment.paired(of_gan, of_l1).value == pytest.approx(1.0)
+
+
+def test_differences_are_to_the_method_that_was_asked_for(
+    experiment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    table1 = importlib.import_module("table1")
+    values = {experiment.MEAN: {1: "20"}, "l1": {1: "22"}, "demo": {1: "25"}}
+    table = [dict.fromkeys(experiment.FIGURES, "0.5") | line for line in scores(**values)]
+    table = [line | {"regime": "paper"} for line in table]
+
+    def differences(**options: str) -> list[str]:
+        lines = table1.format_table(table, ["l1", "demo"], [1], {"regime": "paper"}, **options)
+        (head,) = (n for n, line in enumerate(lines) if line.startswith("| minus "))
+        return [
+            "|".join(line.split("|")[1:3]) for line in (lines[head], *lines[head + 2 :]) if line
+        ]
+
+    of_l1 = differences()
+    assert [line.split(" [")[0] for line in of_l1] == [
+        " minus L1 alone | psnr ",
+        " mean of the training PETs | -2.0000",
+        " GANBERT, tamed | +3.0000",
+    ]
+    of_demo = differences(against="demo")
+    assert [line.split(" [")[0] for line in of_demo] == [
+        " minus GANBERT, tamed | psnr ",
+        " mean of the training PETs | -5.0000",
+        " L1 alone | -3.0000",
+    ]

@@ -1,12 +1,14 @@
 """What a run refuses before any work, and how it describes itself."""
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ganbert import runs
 from ganbert.config import GRIDS, ModelCard, RunConfig
 from ganbert.data.index import SCHEMA_VERSION, CachedImage, Index, Row, file_sha256, save_index
 from ganbert.errors import CheckpointError, ConfigError, DatasetError, OutputError
@@ -270,12 +272,25 @@ def test_description_says_what_the_last_bits_depend_on(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     cpu = describe_run(plan(data, recipe()), world_size=1, device="CPU")["cpu"]
+    assert isinstance(cpu, dict)
+    assert cpu.pop("maker")
     assert cpu == {
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "onednn_max_cpu_isa": "AVX2",
+        "mkl_cbwr": "COMPATIBLE",
         "threads": torch.get_num_threads(),
     }
+
+
+def test_maker_of_the_cpu_is_named_where_the_kernel_names_it(tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    assert runs._cpu_maker(file) == platform.machine()
+    file.write_text("processor\t: 0\nBogoMIPS\t: 243.75\n")
+    assert runs._cpu_maker(file) == platform.machine()
+    file.write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\nprocessor\t: 1\n")
+    assert runs._cpu_maker(file) == "AuthenticAMD"
 
 
 def test_description_is_written_whole(data: Path) -> None:

@@ -217,7 +217,8 @@ def main() -> None:
     """Measure all, or (under the launcher) train once."""
     if "--worker" in sys.argv:
         ganbert.train.Telemetry = Alternating
-        ganbert.train.main([word for word in sys.argv[1:] if word != "--worker"])
+        sys.argv.remove("--worker")
+        ganbert.train.main()
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)

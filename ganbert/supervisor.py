@@ -6,12 +6,13 @@ and hold the run. So each rank watches it, and stops as on SIGTERM: it saves and
 bare `deepspeed` launcher, which tells its ranks of no SIGTERM, it watches that.
 """
 
+import contextlib
 import os
 import select
 import threading
 import time
-from collections.abc import Callable
-from itertools import takewhile
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -19,8 +20,9 @@ import psutil
 # Inherited from the parent; a launcher that reaches other nodes by ssh does not pass it on.
 _VARIABLE = "GANBERT_SUPERVISOR"
 _LOOK_SECONDS = 0.2
-# The command, its short name, and the module that starts the ranks of a node.
-_LAUNCHERS = {"deepspeed", "ds", "deepspeed.launcher.runner", "deepspeed.launcher.launch"}
+# What DeepSpeed starts the ranks of a node with, and what starts that: the names of its command.
+_NODE_LAUNCHER = "deepspeed.launcher.launch"
+_RUNNERS = ("deepspeed", "deepspeed.pt", "ds", "deepspeed.launcher.runner")
 
 
 def supervised(environment: dict[str, str]) -> dict[str, str]:
@@ -28,28 +30,48 @@ def supervised(environment: dict[str, str]) -> dict[str, str]:
     return {**environment, _VARIABLE: str(os.getpid())}
 
 
-def when_gone(act: Callable[[], None]) -> None:
+def find_launchers() -> list[psutil.Process]:
+    """Return the processes of a `deepspeed` launcher above this one, on this node; none of others.
+
+    Of a shell or `mpirun` above it is not asked: one may leave for good and mean its child to stay.
+    To be called first thing: a launcher that has ended before is not found.
+    """
+    found = []
+    with contextlib.suppress(psutil.Error):
+        if (launcher := psutil.Process().parent()) and _program(launcher) == _NODE_LAUNCHER:
+            found.append(launcher)
+            if (runner := launcher.parent()) and _program(runner) in _RUNNERS:
+                found.append(runner)
+    return found
+
+
+def _program(process: psutil.Process) -> str:
+    """What a Python runs: its module, or the name of its script; nothing of another process."""
+    words = process.cmdline()
+    if not words or not Path(words[0]).name.startswith("python"):
+        return ""
+    for word, following in pairwise([*words[1:], ""]):
+        if word == "-m":
+            return following
+        if not word.startswith("-"):
+            return Path(word).name
+    return ""
+
+
+def when_gone(act: Callable[[], None], launchers: Sequence[psutil.Process] = ()) -> None:
     """Call `act`, from a thread of its own, when `ganbert train` above this process ends.
 
-    If there is none, when a `deepspeed` launcher above it ends: once for each of its processes. If
-    there is none either (`mpirun`, a debugger), never.
+    If there is none, when one of `launchers` ends, once for each; never if there are none either.
     """
     number = os.environ.get(_VARIABLE)
-    for watched in _launchers() if number is None else [int(number)]:
-        when_ended(watched, act)
-
-
-def _launchers() -> list[int]:
-    """The processes of a `deepspeed` launcher right above this one, on this node."""
-    try:
-        above = psutil.Process().parents()
-        return [process.pid for process in takewhile(_is_launcher, above)]
-    except psutil.Error:  # it ends while it is looked at
-        return []
-
-
-def _is_launcher(process: psutil.Process) -> bool:
-    return any(Path(word).name in _LAUNCHERS for word in process.cmdline()[:4])
+    if number is not None:
+        when_ended(int(number), act)
+        return
+    for launcher in launchers:
+        if launcher.is_running():  # it, and not another one that has its number now
+            when_ended(launcher.pid, act)
+        else:
+            act()
 
 
 def when_ended(number: int, act: Callable[[], None]) -> None:

@@ -28,6 +28,9 @@ if __name__ == "__main__":
     # and a debugger would need a capability that the pods do not have.
     faulthandler.register(signal.SIGUSR1, file=2)
     # Before torch, DeepSpeed and DALI, whose imports take seconds.
+    from ganbert.supervisor import find_launchers
+
+    launchers = find_launchers()
     from ganbert.preflight import refuse_early
 
     checked = refuse_early(sys.argv[1:])
@@ -36,9 +39,10 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -330,12 +334,13 @@ def run_training(
     return finished
 
 
-def main(checked: Checked | None = None) -> None:
+def main(checked: Checked | None = None, launchers: Sequence[psutil.Process] = ()) -> None:
     """Entry point of every rank.
 
     Parameters
     ----------
     checked : the command line, where `refuse_early` has seen it
+    launchers : of this rank, as they were when it began
     """
     gc.freeze()  # what is imported stays
     gc.enable()
@@ -345,7 +350,7 @@ def main(checked: Checked | None = None) -> None:
         find_device()
     stop = StopRequest()
     stop.install()
-    when_gone(stop.ask)
+    when_gone(stop.ask, launchers)
     with one_line_errors():
         world = init_world()
         # From here on ranks wait for each other: the mistake of one ends all.
@@ -360,4 +365,4 @@ def main(checked: Checked | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(checked)
+    main(checked, launchers)

@@ -28,7 +28,8 @@ def export(run, weights, card):
 
 train.export_generator = export
 PrometheusSink.finished = lambda sink: said.touch()
-train.main(sys.argv[2:])
+del sys.argv[1]
+train.main()
 """
 
 

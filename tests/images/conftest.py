@@ -4,12 +4,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from .containers import TARGETS, Engine, Unavailable, fill_wheelhouse, own_folder
+from .containers import Engine, Unavailable, own_folder
 
 RECIPE = Path(__file__).parents[1] / "data" / "recipe_tiny"
 
@@ -19,26 +18,17 @@ def engine() -> Iterator[Engine]:
     """An engine whose store holds both images.
 
     With `GANBERT_IMAGES=FOLDER` it lies there and stays, so that a second run builds what changed.
+    While `python -m tests.images.containers` makes them in that folder, it waits.
     """
     kept = os.environ.get("GANBERT_IMAGES")
     # Not pytest's folder: that keeps the last three, of several gigabytes each.
     folder = Path(kept or tempfile.mkdtemp(prefix="ganbert-images-"))
-    engine, wheels = Engine(folder), folder / "wheels"
+    engine = Engine(folder)
     try:
         try:
-            # Each waits for the network and the disk more than it computes.
-            with ThreadPoolExecutor() as side_by_side:
-                made = []
-                if not engine.has_base():
-                    made.append(side_by_side.submit(engine.make_base))
-                if not wheels.exists():
-                    made.append(side_by_side.submit(fill_wheelhouse, wheels))
-            for one in made:
-                one.result()
+            engine.make_images()
         except Unavailable as reason:
             pytest.skip(f"containers cannot be built or run here: {reason}")
-        for target in TARGETS:
-            engine.build(target, wheels)
         yield engine
     finally:
         if kept is None:

@@ -11,10 +11,13 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from ganbert.folder_lock import held
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("buildah", "podman", "crun", "mmdebstrap", "unshare")
@@ -74,11 +77,36 @@ class Engine:
             raise Unavailable(f"podman {words[0]}: {done.stderr.strip()[-300:]}")
         return done.stdout.strip()
 
-    def has_base(self) -> bool:
+    def make_images(self) -> None:
+        """Make both images, or what has changed of them; wait for another who does.
+
+        Raises
+        ------
+        Unavailable
+            If this machine or its network cannot.
+        """
+        with held(self.folder, expected="images", remedy="wait", wait=True):
+            # Each waits for the network and the disk more than it computes.
+            with ThreadPoolExecutor() as side_by_side:
+                made = []
+                if not self._has_base():
+                    made.append(side_by_side.submit(self._make_base))
+                if not self._wheels.exists():
+                    made.append(side_by_side.submit(fill_wheelhouse, self._wheels))
+            for one in made:
+                one.result()
+            for target in TARGETS:
+                self._build(target)
+
+    @property
+    def _wheels(self) -> Path:
+        return self.folder / "wheels"
+
+    def _has_base(self) -> bool:
         """Whether an earlier run has left the bare Debian here."""
         return bool(self.podman("images", "-q", "localhost/base:test"))
 
-    def make_base(self) -> None:
+    def _make_base(self) -> None:
         """Make and import the bare Debian.
 
         Raises
@@ -95,7 +123,7 @@ class Engine:
         tar.unlink()
         self.podman("--runtime=crun", *self._run_options(), "localhost/base:test", "true")
 
-    def build(self, target: str, wheels: Path) -> None:
+    def _build(self, target: str) -> None:
         """Build a target of docker/Dockerfile as localhost/ganbert:test-TARGET."""
         arguments = {
             "BASE_IMAGE": "localhost/base:test",
@@ -108,7 +136,8 @@ class Engine:
         # The format that knows SHELL; layers, so that the second target finds those of the first.
         options += ["--isolation=chroot", "--format=docker", "--layers"]
         options += ["-f", str(ROOT / "docker" / "Dockerfile"), f"--target={target}"]
-        options += [f"--build-context=wheels={wheels}", f"--tag=localhost/ganbert:test-{target}"]
+        options.append(f"--build-context=wheels={self._wheels}")
+        options.append(f"--tag=localhost/ganbert:test-{target}")
         command = _alone("buildah", *self._store(), "build", *options, ROOT)
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -150,14 +179,24 @@ class Engine:
 
 def fill_wheelhouse(folder: Path) -> None:
     """Download, or build once, the wheels that the Dockerfile installs."""
-    source = folder.with_name("source")
-    (source / "ganbert").mkdir(parents=True)
+    source, partial = folder.with_name("source"), folder.with_name("wheels.partial")
+    (source / "ganbert").mkdir(parents=True, exist_ok=True)
     for name in ("setup.py", "LICENSE", "README.md", "ganbert/__init__.py"):
         shutil.copy(ROOT / name, source / name)
     environment = {**os.environ, "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "-w", str(folder), "setuptools", "wheel"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "-w",
+        str(partial),
+        "setuptools",
+        "wheel",
+    ]
     done = subprocess.run(
-        [*command, "torch", f"{source}[cuda12,serve]"],
+        [*command, "setuptools", "wheel", "torch", f"{source}[cuda12,serve]"],
         env={**environment, "DS_BUILD_OPS": "0"},
         capture_output=True,
         text=True,
@@ -165,6 +204,7 @@ def fill_wheelhouse(folder: Path) -> None:
     )
     if done.returncode != 0:
         raise Unavailable(f"pip wheel: {done.stderr.strip()[-300:]}")
+    partial.rename(folder)
 
 
 def own_folder(path: Path) -> Path:
@@ -172,3 +212,12 @@ def own_folder(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     os.chown(path, USER, USER)
     return path
+
+
+if __name__ == "__main__":
+    if (lacking := missing()) is not None:
+        sys.exit(f"no images: {lacking}")
+    try:
+        Engine(Path(os.environ["GANBERT_IMAGES"])).make_images()
+    except Unavailable as reason:
+        sys.exit(f"no images: {reason}")

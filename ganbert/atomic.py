@@ -7,53 +7,13 @@ write permission, a full disk) is one line to the user.
 
 import contextlib
 import os
-import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-from ganbert.errors import ConfigError, OutputError
+from ganbert.errors import OutputError
 
 SUFFIX = ".tmp"
-UMASK_VARIABLE = "GANBERT_UMASK"
-
-
-def umask_of(environment: Mapping[str, str] = os.environ) -> int | None:
-    """Return the umask that is asked for; None if none is.
-
-    Parameters
-    ----------
-    environment : of the process
-
-    Raises
-    ------
-    ConfigError
-        If it is no octal number of three digits.
-    """
-    text = environment.get(UMASK_VARIABLE)
-    if text is None:
-        return None
-    if not re.fullmatch("0?[0-7]{3}", text):
-        raise ConfigError(
-            UMASK_VARIABLE,
-            expected="three octal digits",
-            found=repr(text),
-            remedy="write 002, say, or leave it out",
-        )
-    return int(text, 8)
-
-
-def take_umask() -> None:
-    """Take the umask that $GANBERT_UMASK asks for: 002 lets the group change what is written.
-
-    Raises
-    ------
-    ConfigError
-        If it is no octal number of three digits.
-    """
-    umask = umask_of()
-    if umask is not None:
-        os.umask(umask)
 
 
 def output_error(path: Path, error: OSError) -> OutputError:

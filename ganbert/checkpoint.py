@@ -37,6 +37,7 @@ from ganbert.run_folder import CARD_NAME, DESCRIPTION_NAME, EXPORT_NAME, WEIGHTS
 from ganbert.weights_only import load_plain
 
 _ENGINE_TAG = "engine"
+_LITTLE_ROOM = 8 * 2**30  # some checkpoints of a BERT-base
 
 
 class EngineFiles(Protocol):
@@ -230,7 +231,9 @@ def _of_writing(error: OSError | RuntimeError, folder: Path) -> str | None:
     # A full disk is a RuntimeError of torch's zip writer, which does not give the reason.
     found = "a file that could not be written to its end"
     with contextlib.suppress(OSError):
-        found += f" ({shutil.disk_usage(folder.parent).free / 2**20:,.0f} MiB free there)"
+        free = shutil.disk_usage(folder.parent).free
+        if free < _LITTLE_ROOM:  # else it is a quota, or another limit
+            found += f" ({free / 2**20:,.0f} MiB free there)"
     return found
 
 

@@ -18,10 +18,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ganbert.atomic import take_umask
 from ganbert.errors import ConfigError, one_line_errors
 from ganbert.launch import supervise
 from ganbert.supervisor import supervised
+from ganbert.umask import take_umask
 
 MODEL_VARIABLE = "GANBERT_MODEL"
 # Torch takes seconds to import; without a device (or WSL's) there is nothing to ask it.

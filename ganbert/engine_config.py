@@ -197,20 +197,22 @@ def _check_arguments(
                 found=f"'{key}'",
                 remedy=nearest_remedy(key, known),
             )
-        if _is_quoted_number(value):
-            raise ConfigError(
-                f"{where}.params.{key}",
-                expected="a number",
-                found=f"the text {json.dumps(value)}",
-                remedy=f"write {value}, without quotes",
-            )
+        for one in value if isinstance(value, list) else [value]:
+            if _is_quoted_number(one):
+                raise ConfigError(
+                    f"{where}.params.{key}",
+                    expected="a number",
+                    found=f"the text {json.dumps(one)}",
+                    remedy=f"write {one}, without quotes",
+                )
 
 
 def _is_quoted_number(value: object) -> bool:
     try:
-        return isinstance(value, str) and float(value) is not None
+        number = json.loads(value) if isinstance(value, str) else None
     except ValueError:
         return False
+    return isinstance(number, int | float) and not isinstance(number, bool)
 
 
 def _try(where: str, build: Callable[[], object]) -> None:

@@ -64,8 +64,11 @@ def held(
                 if error.errno not in _NO_LOCKS:
                     raise output_error(folder, error) from error
             if _is_still(folder / name, lock):
-                _sign(lock)
-                yield
+                _write(lock, f"process {os.getpid()} on {socket.gethostname()}\n")
+                try:
+                    yield
+                finally:
+                    _write(lock, "")
                 return
         # Who held it has removed the file meanwhile: the lock is on one that nobody else finds.
         make_folder(folder)
@@ -100,18 +103,18 @@ def _lock(lock: TextIO, how: int) -> None:
     return fcntl.flock(lock, how)
 
 
-def _sign(lock: TextIO) -> None:
+def _write(lock: TextIO, who: str) -> None:
     """Say who holds it, for the message to others; a full disk is no reason not to hold it."""
     with contextlib.suppress(OSError):
         os.truncate(lock.fileno(), 0)
-        os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        os.write(lock.fileno(), who.encode())
 
 
 def _held_by_another(file: Path, expected: str, remedy: str) -> HeldError:
     found = "another process that holds it"
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if who := file.read_text().strip():
-            found += f" ({who})"
+            found += f" ({who}, as it says)"
     return HeldError(file.parent, expected=expected, found=found, remedy=remedy)
 
 

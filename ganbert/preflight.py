@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from ganbert.atomic import output_error, take_umask
+from ganbert.atomic import output_error
 from ganbert.checkpoint_files import is_new
 from ganbert.cores import ranks_here
 from ganbert.data.index import (
@@ -31,6 +31,7 @@ from ganbert.folder_lock import check_free
 from ganbert.recipe import Recipe, load_recipe
 from ganbert.run_folder import RUN_HELD
 from ganbert.train_options import TrainOptions, parse_options
+from ganbert.umask import take_umask
 
 # The first rank of a node needs a moment to say it, and the launcher one to end the others.
 _SILENCE_SECONDS = 10.0

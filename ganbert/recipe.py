@@ -139,15 +139,16 @@ def _read_engine(file: Path) -> dict[str, Any]:
 class _OnceLoader(yaml.SafeLoader):
     """A key that stands twice in one mapping is an error; YAML would take the last one."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: set[tuple[str, str]] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if (key.tag, key.value) in seen:
-                raise yaml.constructor.ConstructorError(
+                raise yaml.composer.ComposerError(
                     None, None, f"the key {key.value!r} for the second time", key.start_mark
                 )
             seen.add((key.tag, key.value))
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

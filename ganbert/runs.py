@@ -24,7 +24,6 @@ from ganbert.data.index import (
     Row,
     check_alike,
     frame_timing,
-    read_index,
     suggested_ratio,
     training_tracer,
 )
@@ -149,9 +148,9 @@ def plan_run(
     *,
     recipe_path: Path,
     data: Path,
+    read: ReadIndex,
     output: Path,
     resume_from: Path | None,
-    read: ReadIndex | None = None,
     passed_over: tuple[str, ...] = (),
     world_size: int = 1,
     tracer: str | None = None,
@@ -160,7 +159,7 @@ def plan_run(
 
     Parameters
     ----------
-    read : the index of `data`, where it has been read already
+    read : the index of `data`
     tracer : to train on; None: the only one that there is
 
     Raises
@@ -173,7 +172,6 @@ def plan_run(
     CheckpointError
         If `resume_from` belongs to a run with another tracer, other networks, units or optimisers.
     """
-    read = read or read_index(data)
     index = read.index
     tracer = training_tracer(data, index, tracer)
     check_alike(data, index.select("train", tracer))

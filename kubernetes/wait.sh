@@ -58,7 +58,7 @@ newest_warning() {
 what_pods_wait_for() {
     local pod began why events="" asked=""
     while IFS=$field read -r pod began why; do
-        if [[ ! $why =~ [^\ ] && -z $began && -n $pod ]]; then
+        if [[ ! $why =~ [^\ ] && -z $began && $pod =~ [^\ ] ]]; then
             if [[ -z $asked ]]; then
                 asked=yes
                 events=$(look events --field-selector involvedObject.kind=Pod \
@@ -69,7 +69,7 @@ what_pods_wait_for() {
         fi
         why=${why# } why=${why% }
         [[ -z $why ]] || echo "$pod: $why"
-    done <<<"$1" | sort -s -u -k2,2 # pods of one reason are one line
+    done <<<"$1" | sort -s -u -k2 # pods of one reason are one line
 }
 
 what_it_waits_for() {

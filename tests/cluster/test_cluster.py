@@ -125,13 +125,15 @@ def scrape_all(hosts: Cluster) -> list[str]:
         next(psutil.Process(pid) for pid in hosts.processes(host) if is_rank(pid))
         for host in (0, NUM_HOSTS - 1)
     )
-    first.suspend()  # the others wait for it, and serve
-    served = [scrape(hosts, host) for host in range(1, NUM_HOSTS)]
-    last.suspend()
-    first.resume()
-    served.insert(0, scrape(hosts, 0))
-    last.resume()
-    return served
+    try:
+        first.suspend()  # the others wait for it, and serve
+        served = [scrape(hosts, host) for host in range(1, NUM_HOSTS)]
+        last.suspend()
+        first.resume()
+        return [scrape(hosts, 0), *served]
+    finally:
+        first.resume()
+        last.resume()
 
 
 def check_trained(run: Path, prepared: Path) -> None:

@@ -49,6 +49,10 @@ def unfinished(step: float = 10) -> dict[str, str]:
     }
 
 
+def of_an_older_image(series: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in series.items() if "ganbert_finished" not in key}
+
+
 def went_away(
     step: float,
     max_steps: int = 100,
@@ -171,6 +175,11 @@ CASES: dict[str, list[tuple[bool, dict[str, str]]]] = {
     "GanbertTrainingStalled": [
         (True, {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": steady(60), **unfinished()}),
         (False, {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": counting(60), **unfinished()}),
+        (
+            True,
+            {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": steady(60)}
+            | of_an_older_image(unfinished()),
+        ),
         # In its last checkpoint, and then at its end.
         (True, {f"ganbert_last_step_timestamp_seconds{{{RUN}}}": steady(60), **unfinished(100)}),
         (
@@ -194,6 +203,8 @@ CASES: dict[str, list[tuple[bool, dict[str, str]]]] = {
     "GanbertTrainingGone": [
         (True, went_away(10)),
         (False, went_away(100)),  # at its end
+        (True, of_an_older_image(went_away(10))),
+        (False, of_an_older_image(went_away(100))),
         (True, went_away(99)),
         (True, went_away(100, finished=False)),  # its last checkpoint or its export failed
         (False, went_away(100, finished=False) | job("r", complete=True)),

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from ganbert import __version__
-from ganbert.atomic import umask_of
 from ganbert.container import command_of, is_launcher
 from ganbert.errors import ConfigError
+from ganbert.umask import umask_of
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()

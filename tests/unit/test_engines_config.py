@@ -93,6 +93,11 @@ def test_what_works_passes(settings: dict[str, Any]) -> None:
             optimizer("Adam", lr="1e-3", torch_adam=True),
             r'optimizer.params.lr: expected a number, found the text "1e-3"; write 1e-3, without',
         ),
+        (
+            optimizer("Adam", betas=[0.5, "0.9"], torch_adam=True),
+            r'betas: .* the text "0.9"; write',
+        ),
+        (optimizer("Adam", lr="1_0", torch_adam=True), "optimizer.params: .*TypeError"),
         (optimizer("Adam", lr="fast", torch_adam=True), "optimizer.params: .*TypeError"),
         (optimizer("Adam", lr=-1.0, torch_adam=True), "optimizer.params: .*learning rate: -1"),
         (optimizer("Lion", lr=-1.0), "optimizer.params: .*learning rate: -1"),

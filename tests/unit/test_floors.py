@@ -30,6 +30,7 @@ FLOORS = (
         "supervisor",
         "tables",
         "tracers",
+        "umask",
         "weights_only",
     },
     {"exporter", "folder_lock", "monitor", "recipe", "train_options", "workers"},

@@ -21,13 +21,14 @@ def test_a_second_one_is_told_and_the_next_one_is_not(tmp_path: Path) -> None:
     folder = tmp_path / "new"
     with held(folder, **WORDS):
         who = f"process {os.getpid()} on {socket.gethostname()}"
-        message = f"new: expected a free folder, found another process that holds it ({who}); wait"
-        message = re.escape(message)
+        found = f"another process that holds it ({who}, as it says)"
+        message = re.escape(f"new: expected a free folder, found {found}; wait")
         with pytest.raises(OutputError, match=message), held(folder, **WORDS):
             pass
     with held(folder, **WORDS):
         with pytest.raises(OutputError, match=re.escape(who)):
             check_free(folder, **WORDS)
+    assert not (folder / LOCK_NAME).read_text()
 
 
 def test_one_that_only_asks_keeps_nobody_out(

@@ -93,6 +93,9 @@ def test_a_key_that_stands_twice_is_one_line(tmp_path: Path, base: Path) -> None
         with pytest.raises(ConfigError, match=found) as caught:
             read_contents(base)
         assert len(str(caught.value).splitlines()) == 1
+    # What is taken over from an anchor does not stand there.
+    run.write_text("x: &x {a: 1}\ny:\n  z: &z {<<: *x, a: 2}\n  w: {<<: *z, b: 3}\n")
+    assert read_contents(base)["run.yaml"]["y"] == {"z": {"a": 2}, "w": {"a": 2, "b": 3}}
     run.write_text("? [a, b]\n: 1\n")  # a list is no key at all
     with pytest.raises(ConfigError, match=r"run.yaml: expected YAML, .* unhashable key"):
         read_contents(base)

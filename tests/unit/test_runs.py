@@ -10,7 +10,15 @@ import torch
 
 from ganbert import runs
 from ganbert.config import GRIDS, ModelCard, RunConfig
-from ganbert.data.index import SCHEMA_VERSION, CachedImage, Index, Row, file_sha256, save_index
+from ganbert.data.index import (
+    SCHEMA_VERSION,
+    CachedImage,
+    Index,
+    Row,
+    file_sha256,
+    read_index,
+    save_index,
+)
 from ganbert.errors import CheckpointError, ConfigError, DatasetError, OutputError
 from ganbert.recipe import Recipe
 from ganbert.run_folder import DESCRIPTION_NAME
@@ -92,6 +100,7 @@ def plan(
         given,
         recipe_path=Path("ds_configs/demo"),
         data=data,
+        read=read_index(data),
         output=output,
         resume_from=resume_from,
         world_size=world_size,

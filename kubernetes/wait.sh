@@ -69,7 +69,7 @@ what_pods_wait_for() {
         fi
         why=${why# } why=${why% }
         [[ -z $why ]] || echo "$pod: $why"
-    done <<<"$1" | sort -s -u -k2 # pods of one reason are one line
+    done <<<"$1" | sort -s -u -k2,2 # pods of one reason are one line
 }
 
 what_it_waits_for() {

@@ -32,6 +32,7 @@ class Server(ThreadingHTTPServer):
     events : what the Job's warnings say
     pod_events : of its pods: number of the pod, type, reason, message, and when it came last
     asked : how often for the Job
+    asked_for_pod_events : how often for those
     """
 
     def __init__(self) -> None:
@@ -43,7 +44,7 @@ class Server(ThreadingHTTPServer):
         self.active = 0
         self.events: list[str] = []
         self.pod_events: list[tuple[int, str, str, str, str | None]] = []
-        self.asked = 0
+        self.asked = self.asked_for_pod_events = 0
 
     def answer(self, path: str) -> tuple[int, Document]:
         """Return status and body of a GET."""
@@ -65,6 +66,7 @@ class Server(ThreadingHTTPServer):
         if path.endswith("/pods"):
             return 200, listed("Pod", [{"status": status} for status in self.pods])
         if path.endswith("/events") and "involvedObject.kind%3DPod" in asked_for:
+            self.asked_for_pod_events += 1
             return 200, listed("Event", [
                 {"involvedObject": {"name": f"one-{pod}"}, "type": kind, "reason": reason,
                  "message": message, "lastTimestamp": last}
@@ -241,6 +243,22 @@ def test_it_says_which_volume_holds_pods_that_are_only_created(
         "j waits: one-0: FailedAttachVolume Multi-Attach error",
         "j has not ended and waits: one-0: FailedAttachVolume Multi-Attach error",
     ]
+
+
+def test_events_are_asked_for_where_a_pod_says_no_reason(server: Server, tmp_path: Path) -> None:
+    """All of a namespace are fetched: no small thing at each look."""
+    server.active = 1
+    server.pods = [{"phase": "Pending", "conditions": [NO_NODE]}]
+    process = start(server, tmp_path)
+    wait_until_asked(server, 4)
+    assert server.asked_for_pod_events == 0
+    server.pods.append(
+        {"phase": "Pending", "conditions": [ON_A_NODE], "containerStatuses": [STARTING]}
+    )
+    wait_until_asked(server, server.asked + 3)
+    server.conditions = [condition("Complete")]
+    process.communicate(timeout=60)
+    assert server.asked_for_pod_events > 0
 
 
 def test_it_says_why_there_are_no_pods(server: Server, tmp_path: Path) -> None:

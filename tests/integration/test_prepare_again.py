@@ -24,6 +24,7 @@ from ganbert.config import TINY_MRI_GRID, TINY_PET_GRID
 from ganbert.data.index import Index, file_sha256
 from ganbert.data.nifti import read_volume
 from ganbert.errors import ImageError
+from ganbert.folder_lock import LOCK_NAME
 from ganbert.prepare import prepare
 from tests.bids_tree import affine, head
 
@@ -42,10 +43,11 @@ def run(dataset: Path, out: Path, **changes: Any) -> Index:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
+    """What lies in a folder, but for the lock: it names who held it last, if that was killed."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != LOCK_NAME
     }
 
 

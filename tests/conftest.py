@@ -139,6 +139,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 missing[folder] = REQUIREMENTS[folder]()
             if missing[folder] is not None:
                 item.add_marker(pytest.mark.skip(reason=missing[folder]))
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    """Images late, when what makes them beside the tests is done; unit tests last: short files.
+
+    With short ones at the end no worker is at a long one while the other has nothing left.
+    """
+    folder = item.path.relative_to(TESTS).parts[0]
+    return {"images": 1, "numerics": 2, "unit": 2}.get(folder, 0)
 
 
 @pytest.fixture(autouse=True)

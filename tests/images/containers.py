@@ -184,17 +184,7 @@ def fill_wheelhouse(folder: Path) -> None:
     for name in ("setup.py", "LICENSE", "README.md", "ganbert/__init__.py"):
         shutil.copy(ROOT / name, source / name)
     environment = {**os.environ, "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "-w",
-        str(partial),
-        "setuptools",
-        "wheel",
-    ]
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "-w", str(partial)]
     done = subprocess.run(
         [*command, "setuptools", "wheel", "torch", f"{source}[cuda12,serve]"],
         env={**environment, "DS_BUILD_OPS": "0"},
